@@ -1,0 +1,47 @@
+//! The agent's API and the conventions around it that protobuf cannot express.
+
+/// The version of this API. Both sides refuse to talk to another.
+pub const API_VERSION: u32 = 1;
+
+/// The vsock context id of the host (virtio 1.3 §5.10.4).
+pub const HOST_CID: u32 = 2;
+
+/// The vsock context id of every guest: the device is user-space and private to its VM.
+pub const GUEST_CID: u32 = 3;
+
+/// Host port to which the agent connects once it is ready. The agent serves ttrpc on that connection.
+pub const CONTROL_PORT: u32 = 1024;
+
+/// Guest port on which the agent accepts standard streams, one connection for each.
+///
+/// The shim sends one line, [`StreamHeader`], and the agent answers `OK\n` or `ERR <reason>\n`. Raw bytes follow.
+/// Output ends with a half-close by the agent, input with a half-close by the shim.
+pub const STREAM_PORT: u32 = 1025;
+
+/// The longest line either side may send on [`STREAM_PORT`], the newline included, in bytes.
+pub const STREAM_LINE_MAX: usize = 512;
+
+/// The longest container or exec id, in bytes.
+pub const ID_MAX: usize = 128;
+
+/// I/O port by which the agent ends the VM: see [`EXIT_ORDERLY`].
+pub const EXIT_PORT: u16 = 0x600;
+
+/// Written to [`EXIT_PORT`] when the guest has shut down in good order.
+pub const EXIT_ORDERLY: u8 = 0x01;
+
+/// Serial number of the virtio-blk disk that holds the image.
+pub const ROOTFS_SERIAL: &str = "rootfs";
+
+/// Serial number of the virtio-blk disk that holds the writable upper, where there is one.
+pub const UPPER_SERIAL: &str = "upper";
+
+/// Generated messages, client and server traits.
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unused_qualifications)]
+pub mod api {
+    include!(concat!(env!("OUT_DIR"), "/agent_api/api.rs"));
+}
+
+mod stream;
+
+pub use stream::{StreamHeader, StreamHeaderError, StreamKind, is_valid_id};

@@ -1,0 +1,268 @@
+//! The monitor's control API: what the shim asks of `hull-vmm` and what it is told.
+//!
+//! One `SOCK_SEQPACKET` socketpair, inherited by the monitor as [`CONTROL_FD`]; one JSON message a packet; the file
+//! descriptors that a message speaks of travel with it (`SCM_RIGHTS`) in the order its documentation gives. The shim
+//! opens everything, the monitor opens no path. Requests are answered one by one and in order; events come between.
+//! When the shim's end closes, the monitor ends the VM and itself.
+
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+
+use serde::{Deserialize, Serialize};
+
+mod channel;
+
+pub use channel::{Channel, ChannelError, Received};
+
+/// The version of this API. The monitor refuses another in [`Request::Hello`].
+pub const VERSION: u32 = 1;
+
+/// Where the monitor finds its end of the socketpair.
+pub const CONTROL_FD: RawFd = 3;
+
+/// The longest message, in bytes.
+pub const MESSAGE_MAX: usize = 64 * 1024;
+
+/// The most file descriptors with one message (the kernel's `SCM_MAX_FD`).
+pub const FDS_MAX: usize = 253;
+
+/// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", content = "with", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The first message.
+    Hello {
+        /// [`VERSION`] as the shim knows it.
+        version: u32,
+    },
+    /// The machine. Descriptors: `/dev/kvm`, the kernel (an ELF `vmlinux`), the initramfs, the console log.
+    Machine(MachineConfig),
+    /// A virtio-blk disk. Descriptors: one for each extent.
+    AddDisk(DiskConfig),
+    /// The virtio-vsock device. Descriptors: the listening unix socket for connections from the host, then one
+    /// port channel for each of [`VsockConfig::guest_to_host_ports`].
+    AddVsock(VsockConfig),
+    /// A virtio-rng device fed by `getrandom(2)`.
+    AddEntropy,
+    /// Builds the VM and lets its vCPUs run.
+    Boot,
+    /// Counters since the start.
+    Stats,
+    /// Ends the VM at once, without asking the guest.
+    Stop,
+}
+
+/// The machine apart from its devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Number of vCPUs, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in MiB, at least 32.
+    pub memory_mib: u32,
+    /// Words appended to the kernel's command line. The monitor writes those for its devices itself.
+    pub kernel_args: String,
+    /// The most bytes that are written to the console log; what comes after is counted and dropped.
+    pub console_limit_bytes: u64,
+}
+
+/// A disk made of consecutive pieces of files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The serial number the guest sees, 1 to 20 bytes of printable ASCII; unique in the VM.
+    pub serial: String,
+    /// Whether the guest may write. Read-write needs descriptors opened for writing.
+    pub access: DiskAccess,
+    /// The pieces in order. Descriptor `i` of the message belongs to extent `i`.
+    pub extents: Vec<DiskExtent>,
+}
+
+/// Who may write to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskAccess {
+    /// Nobody: writes are refused by the device, and by the host when the descriptor is read-only.
+    ReadOnly,
+    /// The guest.
+    ReadWrite,
+}
+
+/// A piece of a file, in whole sectors of 512 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskExtent {
+    /// Where the piece starts in its file, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+}
+
+/// The vsock device. Host to guest: a connection to the listening socket sends `CONNECT <port>\n` and reads
+/// `OK <host port>\n` (Firecracker's hybrid protocol). Guest to host: see [`PortChannel`](Request::AddVsock).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, at least 3.
+    pub guest_cid: u32,
+    /// The host ports that the guest may connect to. For each the message carries a *port channel*, a
+    /// `SOCK_SEQPACKET` unix socket: for every connection the guest opens to the port, the monitor sends one packet,
+    /// [`PortConnection`] as JSON, with one descriptor, a connected stream socket whose other end is the guest.
+    /// A port whose channel is closed refuses connections.
+    pub guest_to_host_ports: Vec<u32>,
+}
+
+/// Announces a connection from the guest on a port channel. One descriptor: the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConnection {
+    /// The host port that the guest connected to.
+    pub port: u32,
+    /// The guest's own port.
+    pub guest_port: u32,
+}
+
+/// What the monitor says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", content = "with", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Message {
+    /// The last request succeeded.
+    Done,
+    /// The answer to [`Request::Stats`].
+    Stats(VmStats),
+    /// The last request failed and changed nothing.
+    Failed(Failure),
+    /// The VM has ended. The last message; the monitor exits after it.
+    Exited(ExitReason),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of failure it was.
+    pub code: FailureCode,
+    /// One sentence for a person: what was tried and what happened.
+    pub message: String,
+}
+
+/// The kinds of failure that a caller may want to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The message itself was wrong: a version, a value out of range, missing descriptors.
+    InvalidRequest,
+    /// Not now: twice the same device, a description after the boot.
+    WrongState,
+    /// `/dev/kvm` cannot do what is needed.
+    Kvm,
+    /// The kernel or the initramfs cannot be loaded.
+    Kernel,
+    /// The host lacks memory or another resource.
+    Resources,
+}
+
+/// Every way in which a VM ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest shut down in good order.
+    Shutdown,
+    /// [`Request::Stop`], or the shim's end of the socket closed.
+    Stopped,
+    /// The guest asked for a reset without a word.
+    GuestReset,
+    /// The guest kernel panicked.
+    GuestPanic {
+        /// The kernel's own words, cut to 256 bytes; untrusted.
+        message: String,
+    },
+    /// A vCPU had a triple fault (`KVM_EXIT_SHUTDOWN`).
+    TripleFault {
+        /// Which vCPU.
+        vcpu: u8,
+    },
+    /// KVM could not run a vCPU (`KVM_EXIT_FAIL_ENTRY`, `KVM_EXIT_INTERNAL_ERROR`, an unexpected exit, `KVM_RUN` failed).
+    VcpuError {
+        /// Which vCPU.
+        vcpu: u8,
+        /// What KVM said.
+        detail: String,
+    },
+    /// The monitor itself could not go on.
+    MonitorError {
+        /// What happened.
+        detail: String,
+    },
+}
+
+impl std::fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shutdown => f.write_str("the guest shut down"),
+            Self::Stopped => f.write_str("the VM was stopped"),
+            Self::GuestReset => f.write_str("the guest reset itself"),
+            Self::GuestPanic { message } => write!(f, "the guest kernel panicked: {message}"),
+            Self::TripleFault { vcpu } => write!(f, "vCPU {vcpu} had a triple fault"),
+            Self::VcpuError { vcpu, detail } => write!(f, "vCPU {vcpu} failed: {detail}"),
+            Self::MonitorError { detail } => write!(f, "the monitor failed: {detail}"),
+        }
+    }
+}
+
+/// Counters of a running VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// Exits of all vCPUs as KVM counts them (`KVM_GET_STATS_FD`, "exits"); 0 where KVM cannot say.
+    pub vm_exits: u64,
+    /// Exits that reached the monitor, by kind.
+    pub exits: BTreeMap<String, u64>,
+    /// Queue notifications by device.
+    pub notifications: BTreeMap<String, u64>,
+    /// Interrupts raised by device.
+    pub interrupts: BTreeMap<String, u64>,
+    /// Bytes the guest wrote to its console.
+    pub console_bytes: u64,
+    /// Microseconds from the monitor's `main` to the end of its set-up, the first entry into the guest.
+    pub start_to_first_entry_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<T: Serialize + for<'de> Deserialize<'de> + PartialEq + std::fmt::Debug>(value: &T) {
+        let json = serde_json::to_string(value).unwrap();
+        assert_eq!(&serde_json::from_str::<T>(&json).unwrap(), value, "{json}");
+    }
+
+    #[test]
+    fn messages_survive_json() {
+        round_trip(&Request::Hello { version: VERSION });
+        round_trip(&Request::Machine(MachineConfig {
+            vcpus: 2,
+            memory_mib: 512,
+            kernel_args: "quiet".into(),
+            console_limit_bytes: 1 << 20,
+        }));
+        round_trip(&Request::AddDisk(DiskConfig {
+            serial: "rootfs".into(),
+            access: DiskAccess::ReadOnly,
+            extents: vec![DiskExtent { offset: 0, length: 4096 }],
+        }));
+        round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
+        for request in [Request::AddEntropy, Request::Boot, Request::Stats, Request::Stop] {
+            round_trip(&request);
+        }
+        round_trip(&Message::Exited(ExitReason::GuestPanic { message: "VFS: no root".into() }));
+        round_trip(&Message::Failed(Failure { code: FailureCode::Kvm, message: "no".into() }));
+        round_trip(&Message::Stats(VmStats::default()));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        assert!(serde_json::from_str::<Request>(r#"{"request":"boot","fast":true}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"request":"hello","with":{"version":1},"x":1}"#).is_err());
+        assert!(serde_json::from_str::<Request>(r#"{"request":"add_vsock","with":{"guest_cid":3}}"#).is_err());
+    }
+}
