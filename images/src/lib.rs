@@ -1,1 +1,4 @@
 //! Images.
+
+pub mod erofs;
+pub mod layer;

@@ -1,0 +1,30 @@
+//! EROFS images: written from metadata trees, merged over layers, read back. Owns the on-disk format (as in the Linux
+//! kernel's `fs/erofs/erofs_fs.h`) and nothing about tar or registries.
+//!
+//! A *layer blob* is a complete file system by itself, with overlayfs whiteouts. A *fused index* is the merged
+//! metadata of several layers; `[index | blob 0 | blob 1 | ...]`, concatenated, is one file system whose files refer
+//! to the blocks of the blobs. 4096-byte blocks, uncompressed, nothing that Linux 5.16 cannot mount.
+
+pub mod fuse;
+pub mod reader;
+mod sidecar;
+mod tree;
+
+pub use fuse::{FuseError, FusedIndex, fuse_index};
+pub use reader::{Disk, ReadError};
+pub use sidecar::{LayerTree, SidecarError};
+pub(crate) use tree::*;
+
+/// Bytes per block; every part of a disk is a multiple of it.
+pub const BLOCK_SIZE: u32 = 4096;
+
+/// An image that cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The output failed, as with a full disk.
+    #[error("cannot write the EROFS image: {0}")]
+    Io(#[from] std::io::Error),
+    /// More than 2^32 blocks (16 TiB).
+    #[error("the image exceeds the 16 TiB that EROFS can address")]
+    TooLarge,
+}
