@@ -1,0 +1,4 @@
+//! Guest memory.
+
+/// The guest's physical memory, shared by cloning.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
