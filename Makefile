@@ -1,0 +1,27 @@
+# Two commands matter: `make run` and `make test`. Both install what they need (Debian, Ubuntu) and say what they do.
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test lint bench clean
+
+XTASK := cargo run --quiet --package xtask --
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+build: ## Host binaries to target/release, guest kernel and initramfs to target/guest
+	$(XTASK) build
+
+run: ## A container in a microVM; IMAGE=name and CMD="words" choose another
+	$(XTASK) run $(if $(IMAGE),--image '$(IMAGE)') $(if $(CMD),--cmd '$(CMD)')
+
+test: ## Every test, with a closing count; ONLY=lint,unit,host,e2e picks layers, FILTER= end-to-end tests
+	$(XTASK) test $(if $(ONLY),--only $(ONLY)) $(if $(FILTER),--filter $(FILTER))
+
+lint: ## Formatting, clippy, licences
+	$(XTASK) lint
+
+bench: ## The table of docs/benchmarks.md, measured here
+	$(XTASK) bench
+
+clean: ## Remove what was built, except the cached guest kernel
+	cargo clean

@@ -1,0 +1,262 @@
+//! `make test`: the four layers of tests, one after the other, and what they add up to.
+//!
+//! Unit tests, devices against their driver in memory, and micro-guests on `/dev/kvm` run where we are. What needs a
+//! Linux guest runs in the test host, or here when this machine's KVM can.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::ValueEnum;
+
+use crate::packages;
+use crate::shell::{Error, cargo, output, root, run, say};
+use crate::{build, run as container};
+
+/// A part of the tests that can be run alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Layer {
+    /// Formatting, lints, licences.
+    Lint,
+    /// Everything that needs no Linux guest.
+    Unit,
+    /// The test host's own test.
+    Host,
+    /// End to end, with real images in real microVMs.
+    E2e,
+}
+
+/// What a runner's closing line said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+/// Runs `only`, or everything, to the end whatever fails; then says how much passed.
+pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
+    let wanted = |layer| only.is_empty() || only.contains(&layer);
+    packages::install(&[])?;
+    if wanted(Layer::Lint) {
+        lint()?;
+    }
+    build::all()?;
+    let mut total = Count::default();
+    if wanted(Layer::Unit) {
+        say("unit tests, devices, micro-guests");
+        nextest()?;
+        total += counted(cargo().args([
+            "nextest",
+            "run",
+            "--workspace",
+            "--exclude",
+            "hull-tests",
+            "--all-features",
+            "--no-fail-fast",
+        ]))?;
+    }
+    if wanted(Layer::Host) {
+        say("the test host");
+        total += counted(&mut Command::new(root().join("tests/host/selftest")))?;
+    }
+    if wanted(Layer::E2e) {
+        say("end to end");
+        total += end_to_end(filter)?;
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    // Nothing run is nothing shown to work.
+    Ok(if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Formatting, clippy and cargo-deny, each without a warning.
+pub fn lint() -> Result<(), Error> {
+    say("formatting and lints");
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    installed("cargo-deny")?;
+    run(cargo().args([
+        "deny",
+        "--offline",
+        "--all-features",
+        "--log-level",
+        "error",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+/// The benchmarks' table, from the test host or from here.
+pub fn bench() -> Result<ExitCode, Error> {
+    packages::install(&[])?;
+    build::all()?;
+    let bench = root().join("tests/bench/run");
+    run(&mut where_guests_run(7200, "4096", bench.as_os_str())?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn end_to_end(filter: Option<&str>) -> Result<Count, Error> {
+    let binary = end_to_end_binary()?;
+    // Here, where the cache is kept; the test host forgets what it writes.
+    run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))?;
+    let wrapped = root().join("tests/fixtures/registry");
+    let mut command = where_guests_run(2700, "6144", wrapped.as_os_str())?;
+    command.args(["all", "--"]).arg(binary).args(["--test-threads", "1"]).args(filter);
+    counted(&mut command)
+}
+
+/// `program`, to be run as root on a host whose KVM runs Linux guests.
+fn where_guests_run(timeout: u32, memory: &str, program: &std::ffi::OsStr) -> Result<Command, Error> {
+    let mut host = Command::new(root().join("tests/host/run"));
+    if container::kvm_is_usable()? {
+        host.arg("--native");
+    } else {
+        host.args(["--mem", memory]);
+    }
+    host.args(["--timeout", &timeout.to_string(), "--"]).arg(program).current_dir(root());
+    Ok(host)
+}
+
+/// Builds the end-to-end tests and says where their program is: there is no cargo in the test host's path.
+fn end_to_end_binary() -> Result<String, Error> {
+    let messages = output(cargo().args([
+        "test",
+        "--package",
+        "hull-tests",
+        "--test",
+        "e2e",
+        "--no-run",
+        "--message-format",
+        "json",
+    ]))?;
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "e2e")
+        .find_map(|message| message["executable"].as_str().map(str::to_owned))
+        .ok_or_else(|| Error::Other("cargo built no end-to-end test".into()))
+}
+
+fn nextest() -> Result<(), Error> {
+    installed("cargo-nextest")
+}
+
+/// A cargo subcommand that a fresh machine lacks.
+fn installed(tool: &str) -> Result<(), Error> {
+    let found = cargo()
+        .args([tool.trim_start_matches("cargo-"), "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if found.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    say(&format!("installing {tool}"));
+    run(cargo().args(["install", "--quiet", "--locked", tool]))
+}
+
+/// Runs a test program, passes its output on, and reads its closing line. One that fails without a count is one failure.
+fn counted(command: &mut Command) -> Result<Count, Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let spawned = |source| Error::Spawn { program: program.clone(), source };
+    // nextest closes on stderr, libtest and our scripts on stdout: one pipe takes both, in order.
+    let (reader, writer) = std::io::pipe().map_err(spawned)?;
+    let mut child =
+        { command.stdout(writer.try_clone().map_err(spawned)?).stderr(writer).spawn().map_err(spawned)? };
+    // The command holds the write ends; without this the pipe would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut count = Count::default();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line.map_err(spawned)?;
+        let mut out = std::io::stdout().lock();
+        out.write_all(&line).and_then(|()| out.write_all(b"\n")).map_err(spawned)?;
+        if let Some(closing) = closing_line(&String::from_utf8_lossy(&line)) {
+            count += closing;
+        }
+    }
+    let status = child.wait().map_err(spawned)?;
+    if !status.success() && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Understands nextest's summary, libtest's result and the plain `N passed, N failed`.
+fn closing_line(line: &str) -> Option<Count> {
+    let line = strip_colours(line);
+    let line = line.trim();
+    let is_closing = line.starts_with("Summary [")
+        || line.starts_with("test result:")
+        || line.split(' ').nth(1).is_some_and(|word| word == "passed,");
+    if !is_closing {
+        return None;
+    }
+    let mut count = Count::default();
+    let mut before = "";
+    for word in line.split([' ', ',', ';', '.']).filter(|word| !word.is_empty()) {
+        match word {
+            "passed" => count.passed = before.parse().ok()?,
+            "failed" => count.failed += before.parse::<u64>().ok()?,
+            "timed" => count.failed += before.parse::<u64>().ok()?,
+            _ => {}
+        }
+        before = word;
+    }
+    Some(count)
+}
+
+/// Removes terminal escapes, which nextest writes when it is told to colour.
+fn strip_colours(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(escape) = rest.find("\u{1b}[") {
+        plain.push_str(&rest[..escape]);
+        rest = rest[escape..].find('m').map_or("", |end| &rest[escape + end + 1..]);
+    }
+    plain + rest
+}
+
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_of_each_runner() {
+        let count = |passed, failed| Some(Count { passed, failed });
+        assert_eq!(
+            closing_line("     Summary [   1.2s] 5 tests run: 4 passed, 1 failed, 2 skipped"),
+            count(4, 1)
+        );
+        assert_eq!(
+            closing_line("     Summary [   1.2s] 5 tests run: 3 passed (1 slow), 1 failed, 1 timed out"),
+            count(3, 2)
+        );
+        assert_eq!(
+            closing_line("\u{1b}[32m     Summary\u{1b}[0m [   9s] 7 tests run: 7 passed, 0 skipped"),
+            count(7, 0)
+        );
+        assert_eq!(
+            closing_line("test result: FAILED. 8 passed; 2 failed; 0 ignored; 0 measured"),
+            count(8, 2)
+        );
+        assert_eq!(closing_line("12 passed, 0 failed"), count(12, 0));
+        assert_eq!(closing_line("test vm::a ... ok"), None);
+        assert_eq!(closing_line("I have passed, you have not"), None);
+    }
+}
