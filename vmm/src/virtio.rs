@@ -1,1 +1,16 @@
 //! Virtio devices (virtio 1.3) and the MMIO transport that shows them to the guest.
+//!
+//! A guest is hostile: every register, ring, descriptor and packet is checked where it enters, and nothing it does may
+//! panic, block or grow the monitor without bound. Devices know nothing of KVM: they are told about notifications and
+//! ready descriptors, and raise an event descriptor for an interrupt.
+
+pub mod block;
+pub mod device;
+pub mod entropy;
+pub mod interrupt;
+pub mod mmio;
+pub mod queue;
+pub mod vsock;
+
+pub use device::{Activated, DeviceError, VirtioDevice};
+pub use mmio::{DeviceCounters, MmioTransport};

@@ -1,0 +1,80 @@
+//! What every virtio device offers to the transport.
+
+use std::os::fd::RawFd;
+
+use super::interrupt::Interrupt;
+use super::queue::{QueueError, RunningQueue};
+
+/// A virtio device behind a transport. All calls come one at a time; none may block for long or panic, whatever the
+/// guest wrote.
+pub trait VirtioDevice: Send {
+    /// A label for counters and errors, unique in the VM: "blk-rootfs", "vsock", "rng".
+    fn name(&self) -> &str;
+
+    /// The device id (virtio 1.3 §5).
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue, a power of two up to 32768; its length is the number of queues.
+    fn max_queue_sizes(&self) -> &[u16];
+
+    /// The feature bits the device offers, besides `VIRTIO_F_VERSION_1`, which the transport adds.
+    fn features(&self) -> u64;
+
+    /// Reads the device configuration space at `offset`. Bytes beyond its end are left as they are (zero).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver has set `DRIVER_OK` (§3.1.1): the device is live from here.
+    fn activate(&mut self, activated: Activated);
+
+    /// Back to the state before activation. Work in flight is dropped or drained before this returns.
+    fn reset(&mut self);
+
+    /// The driver has made buffers available in the queue (§2.9), or may have. On an error the transport sets
+    /// `DEVICE_NEEDS_RESET`.
+    fn queue_notified(&mut self, queue: usize) -> Result<(), DeviceError>;
+
+    /// The descriptors to watch for input, the same for all of the device's life.
+    fn poll_fds(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// A descriptor of [`poll_fds`](Self::poll_fds) is readable, or may be.
+    fn fd_ready(&mut self, _index: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Bytes of payload moved to the guest and from the guest since the start.
+    fn bytes_moved(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}
+
+/// What a device gets when the driver sets `DRIVER_OK`.
+#[derive(Debug)]
+pub struct Activated {
+    /// The device's queues; one the driver left unused is `None`. Their configuration cannot change any more.
+    pub queues: Vec<Option<RunningQueue>>,
+    /// The negotiated feature bits.
+    pub features: u64,
+    /// For configuration changes. Used buffers are announced by the queues themselves.
+    pub interrupt: Interrupt,
+}
+
+/// Why a device cannot go on until the driver resets it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver broke the rules of a queue.
+    #[error("queue {queue} is broken")]
+    Queue {
+        /// Which queue.
+        queue: usize,
+        /// How.
+        source: QueueError,
+    },
+    /// The driver left a queue unused that the device cannot do without.
+    #[error("queue {0} is missing")]
+    MissingQueue(usize),
+    /// The host failed in a way that is not the guest's doing.
+    #[error("the host failed")]
+    Host(#[from] std::io::Error),
+}
