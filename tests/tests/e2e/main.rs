@@ -1,0 +1,11 @@
+//! Hull from end to end: real images from a real registry, in microVMs on a real KVM.
+//!
+//! Run by `make test`, one at a time, in the test host. Each test ends by asking what was left behind.
+
+mod detached;
+mod exits;
+mod images;
+mod limits;
+mod refused;
+mod streams;
+mod terminal;

@@ -1,0 +1,111 @@
+//! Bytes go in and come out, all of them and in order.
+
+use std::io::{Read, Write};
+
+use hull_tests::craft::hex;
+use hull_tests::hull::{Hull, image};
+use sha2::{Digest, Sha256};
+
+/// What `seq 1 n` prints, without keeping it.
+fn sha256_of_seq(lines: u64) -> (u64, String) {
+    let mut hash = Sha256::new();
+    let mut length = 0;
+    for line in 1..=lines {
+        let text = format!("{line}\n");
+        length += text.len() as u64;
+        hash.update(text);
+    }
+    (length, hex(&hash.finalize()))
+}
+
+#[test]
+fn a_hundred_megabytes_come_out_whole_twenty_times() {
+    const LINES: u64 = 12_500_000;
+    let hull = Hull::new();
+    let (length, sum) = sha256_of_seq(LINES);
+    assert!(length > 100_000_000);
+    for round in 0..20 {
+        let mut child = hull.piped(["run", "--rm", &image("busybox"), "seq", "1", &LINES.to_string()]);
+        drop(child.stdin.take());
+        let mut out = child.stdout.take().unwrap();
+        let mut hash = Sha256::new();
+        let mut seen = 0;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match out.read(&mut buffer).unwrap() {
+                0 => break,
+                length => {
+                    seen += length as u64;
+                    hash.update(&buffer[..length]);
+                }
+            }
+        }
+        let said = hull_tests::hull::said(child.wait_with_output().unwrap());
+        assert_eq!(
+            (said.code, seen, hex(&hash.finalize())),
+            (0, length, sum.clone()),
+            "round {round}: {}",
+            said.err
+        );
+    }
+    hull.left_nothing();
+}
+
+#[test]
+fn ten_megabytes_go_in_whole() {
+    let hull = Hull::new();
+    let input: Vec<u8> = (0..10_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let output = hull.with_input(["run", "-i", "--rm", &image("busybox"), "sha256sum"], &input);
+    let said = hull_tests::hull::said(output);
+    assert_eq!(said.out.split(' ').next().unwrap(), hex(&Sha256::digest(&input)), "{said:?}");
+    // And back again, while it still goes in.
+    let output = hull.with_input(["run", "-i", "--rm", &image("busybox"), "cat"], &input);
+    assert_eq!(hex(&Sha256::digest(&output.stdout)), hex(&Sha256::digest(&input)), "{:?}", output.status);
+    hull.left_nothing();
+}
+
+#[test]
+fn the_two_outputs_stay_apart() {
+    let hull = Hull::new();
+    let said = hull.run(["run", "--rm", &image("busybox"), "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("out\n", "err\n"));
+    hull.left_nothing();
+}
+
+#[test]
+fn without_i_there_is_no_input() {
+    let hull = Hull::new();
+    let output = hull.with_input(["run", "--rm", &image("busybox"), "cat"], b"not for you");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b""[..]));
+    hull.left_nothing();
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_writer() {
+    let hull = Hull::new();
+    let mut child = hull.piped(["run", "--rm", &image("busybox"), "yes"]);
+    let mut first = [0; 2];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"y\n");
+    drop(child.stdout.take());
+    let status = hull_tests::eventually("hull ends when nobody reads", || child.try_wait().unwrap());
+    assert!(!status.success());
+    hull.left_nothing();
+}
+
+#[test]
+fn a_conversation_is_not_held_back() {
+    let hull = Hull::new();
+    let mut child = hull.piped(["run", "-i", "--rm", &image("busybox"), "sh"]);
+    let mut input = child.stdin.take().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    for word in ["one", "two", "three"] {
+        writeln!(input, "echo {word}").unwrap();
+        let mut answer = vec![0; word.len() + 1];
+        output.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, format!("{word}\n").as_bytes());
+    }
+    drop(input);
+    assert_eq!(hull_tests::hull::said(child.wait_with_output().unwrap()).code, 0);
+    hull.left_nothing();
+}
