@@ -79,13 +79,13 @@ impl Hull {
 
     /// Runs to the end with no input.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Said {
-        said(self.command(args).output().unwrap())
+        said(&self.command(args).output().unwrap())
     }
 
     /// Runs to the end and expects exit code 0.
     pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
         let mut command = self.command(args);
-        let said = said(command.output().unwrap());
+        let said = said(&command.output().unwrap());
         assert_eq!(said.code, 0, "{command:?}\nstdout: {}\nstderr: {}", said.out, said.err);
         said.out
     }
@@ -144,7 +144,7 @@ impl Drop for Hull {
     fn drop(&mut self) {
         // A failed test must not make the next one fail: end what it left, by what Hull itself knows of it.
         if std::thread::panicking() {
-            let listed = said(self.command(["ps", "-aq", "--no-trunc"]).output().unwrap());
+            let listed = said(&self.command(["ps", "-aq", "--no-trunc"]).output().unwrap());
             for id in listed.out.split_whitespace() {
                 let console = self.state().join("containers").join(id).join("console.log");
                 let console = std::fs::read(console).unwrap_or_default();
@@ -159,7 +159,7 @@ impl Drop for Hull {
 }
 
 /// What a finished process said.
-pub fn said(output: Output) -> Said {
+pub fn said(output: &Output) -> Said {
     let code = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).unwrap();
     Said {
         code,

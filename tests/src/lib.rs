@@ -3,6 +3,9 @@
 //! Everything here runs as root on a host whose KVM runs Linux guests (the test host, or a real one), beside a registry
 //! on loopback: see `tests/fixtures/registry`. It holds no part of Hull; it uses the built programs as a person does.
 
+// A test that cannot go on is a test that failed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 pub mod craft;
 pub mod hull;
 pub mod leaks;

@@ -99,51 +99,41 @@ pub fn lint() -> Result<(), Error> {
 pub fn bench() -> Result<ExitCode, Error> {
     packages::install(&[])?;
     build::all()?;
-    let bench = root().join("tests/bench/run");
-    run(&mut where_guests_run(7200, "4096", bench.as_os_str())?)?;
+    let binary = executable(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "hull-bench")?;
+    run(beside_a_registry(7200, "4096")?.arg(binary))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn end_to_end(filter: Option<&str>) -> Result<Count, Error> {
-    let binary = end_to_end_binary()?;
-    // Here, where the cache is kept; the test host forgets what it writes.
-    run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))?;
-    let wrapped = root().join("tests/fixtures/registry");
-    let mut command = where_guests_run(2700, "6144", wrapped.as_os_str())?;
-    command.args(["all", "--"]).arg(binary).args(["--test-threads", "1"]).args(filter);
-    counted(&mut command)
+    let binary = executable(&["test", "--package", "hull-tests", "--test", "e2e", "--no-run"], "e2e")?;
+    counted(beside_a_registry(2700, "6144")?.arg(binary).args(["--test-threads", "1"]).args(filter))
 }
 
-/// `program`, to be run as root on a host whose KVM runs Linux guests.
-fn where_guests_run(timeout: u32, memory: &str, program: &std::ffi::OsStr) -> Result<Command, Error> {
+/// A command line to which a program is appended that runs beside a registry with the fixtures, as root, on a host whose
+/// KVM runs Linux guests.
+fn beside_a_registry(timeout_seconds: u32, memory_mib: &str) -> Result<Command, Error> {
+    // Built here, where the cache is kept; the test host forgets what it writes.
+    run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))?;
     let mut host = Command::new(root().join("tests/host/run"));
     if container::kvm_is_usable()? {
         host.arg("--native");
     } else {
-        host.args(["--mem", memory]);
+        host.args(["--mem", memory_mib]);
     }
-    host.args(["--timeout", &timeout.to_string(), "--"]).arg(program).current_dir(root());
+    host.args(["--timeout", &timeout_seconds.to_string(), "--"]).current_dir(root());
+    host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
     Ok(host)
 }
 
-/// Builds the end-to-end tests and says where their program is: there is no cargo in the test host's path.
-fn end_to_end_binary() -> Result<String, Error> {
-    let messages = output(cargo().args([
-        "test",
-        "--package",
-        "hull-tests",
-        "--test",
-        "e2e",
-        "--no-run",
-        "--message-format",
-        "json",
-    ]))?;
+/// Builds a program and says where it is: there is no cargo in the test host's path.
+fn executable(build: &[&str], name: &str) -> Result<String, Error> {
+    let messages = output(cargo().args(build).args(["--message-format", "json"]))?;
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "e2e")
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(str::to_owned))
-        .ok_or_else(|| Error::Other("cargo built no end-to-end test".into()))
+        .ok_or_else(|| Error::Other(format!("cargo did not build {name}")))
 }
 
 fn nextest() -> Result<(), Error> {

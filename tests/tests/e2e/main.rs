@@ -2,6 +2,9 @@
 //!
 //! Run by `make test`, one at a time, in the test host. Each test ends by asking what was left behind.
 
+// A test that cannot go on is a test that failed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod detached;
 mod exits;
 mod images;

@@ -196,9 +196,10 @@ fn a_disk_that_is_full() {
 fn a_kernel_that_is_not_there() {
     let hull = Hull::new();
     let mut command = hull.command(["run", "--rm", &image("busybox"), "true"]);
-    said(command.env("HULL_KERNEL", "/no/such/vmlinux").output().unwrap()).failed(125, &["/no/such/vmlinux"]);
+    said(&command.env("HULL_KERNEL", "/no/such/vmlinux").output().unwrap())
+        .failed(125, &["/no/such/vmlinux"]);
     let mut command = hull.command(["run", "--rm", &image("busybox"), "true"]);
-    said(command.env("HULL_KERNEL", "/etc/passwd").output().unwrap()).failed(125, &["kernel"]);
+    said(&command.env("HULL_KERNEL", "/etc/passwd").output().unwrap()).failed(125, &["kernel"]);
     hull.left_nothing();
 }
 
@@ -212,7 +213,7 @@ fn a_kvm_that_cannot() {
         command.arg("mount --bind /dev/null /dev/kvm && exec \"$@\"").arg("sh").arg(binaries().join("hull"));
         command.args(words).env("HULL_STATE_DIR", hull.state());
         command.env("HULL_DATA_DIR", hull_tests::hull::shared_store());
-        said(command.output().unwrap())
+        said(&command.output().unwrap())
     };
     hidden(&["run", "--rm", &image("busybox"), "true"]).failed(125, &["/dev/kvm", "hull check"]);
     let check = hidden(&["check"]);

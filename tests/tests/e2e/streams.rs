@@ -40,7 +40,7 @@ fn a_hundred_megabytes_come_out_whole_twenty_times() {
                 }
             }
         }
-        let said = hull_tests::hull::said(child.wait_with_output().unwrap());
+        let said = hull_tests::hull::said(&child.wait_with_output().unwrap());
         assert_eq!(
             (said.code, seen, hex(&hash.finalize())),
             (0, length, sum.clone()),
@@ -56,7 +56,7 @@ fn ten_megabytes_go_in_whole() {
     let hull = Hull::new();
     let input: Vec<u8> = (0..10_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let output = hull.with_input(["run", "-i", "--rm", &image("busybox"), "sha256sum"], &input);
-    let said = hull_tests::hull::said(output);
+    let said = hull_tests::hull::said(&output);
     assert_eq!(said.out.split(' ').next().unwrap(), hex(&Sha256::digest(&input)), "{said:?}");
     // And back again, while it still goes in.
     let output = hull.with_input(["run", "-i", "--rm", &image("busybox"), "cat"], &input);
@@ -106,6 +106,6 @@ fn a_conversation_is_not_held_back() {
         assert_eq!(answer, format!("{word}\n").as_bytes());
     }
     drop(input);
-    assert_eq!(hull_tests::hull::said(child.wait_with_output().unwrap()).code, 0);
+    assert_eq!(hull_tests::hull::said(&child.wait_with_output().unwrap()).code, 0);
     hull.left_nothing();
 }
