@@ -5,10 +5,20 @@
 //! metadata of several layers; `[index | blob 0 | blob 1 | ...]`, concatenated, is one file system whose files refer
 //! to the blocks of the blobs. 4096-byte blocks, uncompressed, nothing that Linux 5.16 cannot mount.
 
+mod blocks;
+mod directory;
+mod format;
 pub mod fuse;
 pub mod reader;
+pub(crate) mod resolve;
 mod sidecar;
 mod tree;
+mod writer;
+mod xattr;
+
+pub(crate) use blocks::BlockWriter;
+pub(crate) use writer::{finish_layer, start_layer};
+pub(crate) use xattr::split_name as split_xattr_name;
 
 pub use fuse::{FuseError, FusedIndex, fuse_index};
 pub use reader::{Disk, ReadError};

@@ -75,6 +75,17 @@ pub(crate) enum Visibility {
     Opaque,
 }
 
+/// The data of a regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Bytes.
+    pub(crate) size: u64,
+    /// The layer whose blob has the data; 0 in the tree of a layer.
+    pub(crate) part: u16,
+    /// First block in that blob; 0 when the file is empty.
+    pub(crate) start: u32,
+}
+
 /// A directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Directory {
@@ -87,11 +98,7 @@ pub(crate) struct Directory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory(Directory),
-    /// `size` bytes from block `start` on; `start` is 0 when the file is empty.
-    File {
-        size: u64,
-        start: u32,
-    },
+    File(Extent),
     Symlink(Box<[u8]>),
     CharDevice(Device),
     BlockDevice(Device),
@@ -134,7 +141,7 @@ impl Inode {
     pub(crate) fn directory(&self) -> Option<&Directory> {
         match &self.kind {
             Kind::Directory(directory) => Some(directory),
-            Kind::File { .. }
+            Kind::File(_)
             | Kind::Symlink(_)
             | Kind::CharDevice(_)
             | Kind::BlockDevice(_)
@@ -158,6 +165,12 @@ impl Tree {
 
     pub(crate) fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
         &mut self.inodes[id.index()]
+    }
+
+    /// Adds an inode, which no directory names yet. Trees have far fewer than 2^32 inodes: entries are limited.
+    pub(crate) fn push(&mut self, inode: Inode) -> InodeId {
+        self.inodes.push(inode);
+        InodeId((self.inodes.len() - 1) as u32)
     }
 
     /// What `directory` has under `name`; nothing when it is no directory.
