@@ -5,11 +5,15 @@
 //! ready descriptors, and raise an event descriptor for an interrupt.
 
 pub mod block;
+pub mod chain;
 pub mod device;
 pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod segments;
+#[cfg(test)]
+mod testing;
 pub mod vsock;
 
 pub use device::{Activated, DeviceError, VirtioDevice};

@@ -1,13 +1,187 @@
-//! A virtqueue that the driver has set up for good.
+//! A virtqueue after `DRIVER_OK` and the one loop over its available ring.
+//!
+//! Everything that all devices have in common is here: finding chains, checking them, the used ring, suppression of
+//! notifications both ways (virtio 1.3 §2.7.7, §2.7.10), interrupts. A device says what to do with one chain.
 
-/// A queue after `DRIVER_OK`: its addresses and size are fixed.
-#[derive(Debug)]
-pub struct RunningQueue {}
+use std::io;
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, ChainError, Indirect, Table};
+use super::interrupt::{Interrupt, USED_BUFFER};
+use crate::memory::GuestMemory;
+
+/// `VIRTIO_F_INDIRECT_DESC`.
+pub const FEATURE_INDIRECT: u64 = 1 << 28;
+/// `VIRTIO_F_EVENT_IDX`.
+pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// It goes back to the driver with this many bytes written, from the start of its writable part.
+    Done(u32),
+    /// The device keeps it and will [`complete`](RunningQueue::complete) it.
+    Deferred,
+    /// The device cannot use it now: it stays in the ring, and the loop ends.
+    Stop,
+}
+
+/// A queue's configuration as the driver wrote it (§4.2.2, the Queue registers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// The largest size the device offers.
+    pub max_size: u16,
+    /// The driver's choice.
+    pub size: u32,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring, the driver area.
+    pub available: u64,
+    /// Guest address of the used ring, the device area.
+    pub used: u64,
+    /// Whether the driver will use the queue.
+    pub ready: bool,
+}
+
+impl QueueSetup {
+    /// A queue the driver has not touched.
+    pub fn new(max_size: u16) -> Self {
+        Self { max_size, size: u32::from(max_size), descriptors: 0, available: 0, used: 0, ready: false }
+    }
+}
 
 /// How a driver broke a queue.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// A ring is not aligned or not inside guest memory.
-    #[error("a ring is outside of guest memory or misaligned")]
+    /// The size is zero, not a power of two, or larger than offered.
+    #[error("a queue of size {0}")]
+    Size(u32),
+    /// A ring is misaligned or not inside guest memory.
+    #[error("a ring is misaligned or outside of guest memory")]
     Ring,
+    /// The available index ran ahead, or a ring cannot be accessed.
+    #[error("the rings are inconsistent")]
+    Inconsistent(#[from] virtio_queue::Error),
+    /// A descriptor chain is invalid.
+    #[error("descriptor chain {head} is invalid")]
+    Chain {
+        /// The chain's first descriptor.
+        head: u16,
+        /// What is wrong with it.
+        source: ChainError,
+    },
+}
+
+/// A queue in use: its addresses and size cannot change any more.
+#[derive(Debug)]
+pub struct RunningQueue {
+    ring: Queue,
+    table: Table,
+    memory: GuestMemory,
+    interrupt: Interrupt,
+    notification: Arc<EventFd>,
+}
+
+impl RunningQueue {
+    pub(super) fn new(
+        setup: &QueueSetup,
+        features: u64,
+        memory: GuestMemory,
+        interrupt: Interrupt,
+        notification: Arc<EventFd>,
+    ) -> Result<Self, QueueError> {
+        let size = u16::try_from(setup.size).map_err(|_| QueueError::Size(setup.size))?;
+        let mut ring = Queue::new(setup.max_size)?;
+        ring.try_set_size(size).map_err(|_| QueueError::Size(setup.size))?;
+        ring.try_set_desc_table_address(GuestAddress(setup.descriptors)).map_err(|_| QueueError::Ring)?;
+        ring.try_set_avail_ring_address(GuestAddress(setup.available)).map_err(|_| QueueError::Ring)?;
+        ring.try_set_used_ring_address(GuestAddress(setup.used)).map_err(|_| QueueError::Ring)?;
+        ring.set_event_idx(features & FEATURE_EVENT_IDX != 0);
+        ring.set_ready(true);
+        // The library takes an available ring at address zero for a queue that was never set up.
+        if setup.available == 0 || !ring.is_valid(&memory) {
+            return Err(QueueError::Ring);
+        }
+        let indirect = if features & FEATURE_INDIRECT != 0 { Indirect::Allowed } else { Indirect::Refused };
+        let table = Table { address: GuestAddress(setup.descriptors), size, indirect };
+        Ok(Self { ring, table, memory, interrupt, notification })
+    }
+
+    /// The queue's size.
+    pub fn size(&self) -> u16 {
+        self.table.size
+    }
+
+    /// Hands the available chains to `handle` one by one, until there is none or it says [`Handled::Stop`], and
+    /// interrupts the driver if it wants to know.
+    ///
+    /// The driver's notifications are enabled when the ring was found empty. After a stop they are not: the device
+    /// comes back by itself. A driver that adds chains as fast as they are handled does not keep the thread: after
+    /// two rings' worth the queue notifies itself and the loop ends.
+    pub fn process(&mut self, handle: impl FnMut(Chain<'_, '_>) -> Handled) -> Result<(), QueueError> {
+        let before = self.ring.next_used();
+        let result = self.drain(handle);
+        if self.ring.next_used() != before {
+            self.interrupt_if_wanted()?;
+        }
+        result
+    }
+
+    /// Gives a deferred chain back with `written` bytes.
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        self.ring.add_used(&self.memory, head, written)?;
+        self.interrupt_if_wanted()
+    }
+
+    /// Makes [`process`](Self::process) happen again soon, as if the driver had notified.
+    pub fn notify_self(&self) {
+        match self.notification.write(1) {
+            Ok(()) => {}
+            // A full counter is a pending notification.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => log::error!("cannot notify a queue: {error}"),
+        }
+    }
+
+    fn drain(&mut self, mut handle: impl FnMut(Chain<'_, '_>) -> Handled) -> Result<(), QueueError> {
+        let Self { ring, table, memory, .. } = self;
+        let memory: &GuestMemory = memory;
+        let mut slices = Vec::new();
+        let mut budget = 2 * u32::from(table.size);
+        loop {
+            ring.disable_notification(memory)?;
+            while let Some(head) = ring.iter(memory)?.next().map(|chain| chain.head_index()) {
+                let Some(left) = budget.checked_sub(1) else {
+                    ring.go_to_previous_position();
+                    self.notify_self();
+                    return Ok(());
+                };
+                budget = left;
+                let chain = Chain::collect(memory, *table, head, &mut slices)
+                    .map_err(|source| QueueError::Chain { head, source })?;
+                match handle(chain) {
+                    Handled::Done(written) => ring.add_used(memory, head, written)?,
+                    Handled::Deferred => {}
+                    Handled::Stop => {
+                        ring.go_to_previous_position();
+                        return Ok(());
+                    }
+                }
+            }
+            if !ring.enable_notification(memory)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn interrupt_if_wanted(&mut self) -> Result<(), QueueError> {
+        if self.ring.needs_notification(&self.memory)? {
+            self.interrupt.raise(USED_BUFFER);
+        }
+        Ok(())
+    }
 }
