@@ -1,0 +1,234 @@
+//! The control server: requests in, answers out, from the first greeting to the last word.
+//!
+//! It owns the order of requests ([`Phase`]) and turns errors into answers; what is described is checked in
+//! [`description`]. A request that cannot be understood or obeyed is answered and changes nothing. After a boot that
+//! failed only [`Request::Stop`] is left.
+
+pub mod description;
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use hull_protocol::vmm::{
+    Channel, ChannelError, ExitReason, Failure, FailureCode, Message, Received, Request, VERSION,
+};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::error::chain;
+use crate::event_loop;
+use crate::machine::{BootError, Machine, Plan};
+use description::Description;
+
+/// How far the conversation has come.
+enum Phase {
+    /// Nobody has said hello.
+    New,
+    /// The VM is being described.
+    Describing(Description),
+    /// The boot failed.
+    Spent,
+}
+
+/// What a request leads to before the VM runs.
+enum Step {
+    /// An answer; the conversation goes on in this phase.
+    Answer(Phase, Message),
+    /// Boot this.
+    Boot(Plan),
+    /// The end.
+    Stop,
+}
+
+/// Serves one conversation and the VM that comes of it. `start` is when the process started. Returns how it ended,
+/// after having said so to the other end.
+pub fn serve(channel: &Channel, start: Instant) -> ExitReason {
+    let reason = converse(channel, start).unwrap_or_else(|closed| match closed {
+        Closed::ByPeer => ExitReason::Stopped,
+        Closed::Failed(error) => ExitReason::MonitorError { detail: chain(&error) },
+    });
+    if let Err(error) = channel.send(&Message::Exited(reason.clone()), &[]) {
+        // Nobody is left to hear it where the socket's closing was the reason.
+        log::debug!("cannot report the end: {}", chain(&error));
+    }
+    reason
+}
+
+/// Why the conversation cannot go on.
+enum Closed {
+    /// The other end has closed, or no longer listens.
+    ByPeer,
+    /// The socket failed.
+    Failed(ChannelError),
+}
+
+fn converse(channel: &Channel, start: Instant) -> Result<ExitReason, Closed> {
+    let mut phase = Phase::New;
+    loop {
+        let step = match receive(channel)? {
+            Ok(received) => phase.take(received.message, received.fds),
+            Err(failure) => Step::Answer(phase, Message::Failed(failure)),
+        };
+        match step {
+            Step::Answer(next, message) => {
+                phase = next;
+                send(channel, &message)?;
+            }
+            Step::Stop => {
+                send(channel, &Message::Done)?;
+                return Ok(ExitReason::Stopped);
+            }
+            Step::Boot(plan) => match Machine::boot(plan, start) {
+                Ok(machine) => return watch(channel, machine),
+                Err(error) => {
+                    phase = Phase::Spent;
+                    send(channel, &Message::Failed(boot_failure(&error)))?;
+                }
+            },
+        }
+    }
+}
+
+impl Phase {
+    fn take(self, request: Request, fds: Vec<OwnedFd>) -> Step {
+        if matches!(request, Request::Stop) && fds.is_empty() {
+            return Step::Stop;
+        }
+        match (self, request) {
+            (Self::New, Request::Hello { version }) => match check_hello(version, &fds) {
+                Ok(()) => Step::Answer(Self::Describing(Description::default()), Message::Done),
+                Err(failure) => Step::Answer(Self::New, Message::Failed(failure)),
+            },
+            (Self::New, _) => refuse(Self::New, "say hello first"),
+            (Self::Spent, _) => refuse(Self::Spent, "the boot failed: this monitor can only be stopped"),
+            (Self::Describing(description), request) => describe(description, request, fds),
+        }
+    }
+}
+
+fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -> Step {
+    let result = match request {
+        Request::Machine(config) => description.set_machine(config, fds),
+        Request::AddDisk(config) => description.add_disk(&config, fds),
+        Request::AddVsock(config) => description.add_vsock(&config, fds),
+        Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
+        Request::Boot => match no_descriptors(&fds).and_then(|()| description.plan()) {
+            Ok(plan) => return Step::Boot(plan),
+            Err(failure) => Err(failure),
+        },
+        Request::Hello { .. } => Err(wrong_state("hello was said already")),
+        Request::Stats => Err(wrong_state("the VM does not run yet")),
+        Request::Stop => no_descriptors(&fds),
+    };
+    let message = result.map_or_else(Message::Failed, |()| Message::Done);
+    Step::Answer(Phase::Describing(description), message)
+}
+
+/// Serves the running VM to its end.
+fn watch(channel: &Channel, mut machine: Machine) -> Result<ExitReason, Closed> {
+    let served = send(channel, &Message::Done)
+        .and_then(|()| do_not_block(channel).map_err(|error| Closed::Failed(ChannelError::Io(error))))
+        .and_then(|()| {
+            event_loop::run(&machine, channel.as_raw_fd(), || converse_running(channel, &machine))
+                .map_err(|error| Closed::Failed(ChannelError::Io(error)))
+        });
+    machine.take_down();
+    served
+}
+
+fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitReason> {
+    let (message, then) = match receive(channel) {
+        Ok(Ok(Received { message, fds })) => match (no_descriptors(&fds), message) {
+            (Err(failure), _) => (Message::Failed(failure), ControlFlow::Continue(())),
+            (Ok(()), Request::Stats) => (Message::Stats(machine.stats()), ControlFlow::Continue(())),
+            (Ok(()), Request::Stop) => (Message::Done, ControlFlow::Break(ExitReason::Stopped)),
+            (Ok(()), _) => (Message::Failed(wrong_state("the VM runs already")), ControlFlow::Continue(())),
+        },
+        Ok(Err(failure)) => (Message::Failed(failure), ControlFlow::Continue(())),
+        Err(Closed::Failed(error)) if error.is_would_block() => return ControlFlow::Continue(()),
+        Err(closed) => return ControlFlow::Break(reason_of(closed)),
+    };
+    match send(channel, &message) {
+        Ok(()) => then,
+        Err(closed) => ControlFlow::Break(reason_of(closed)),
+    }
+}
+
+fn reason_of(closed: Closed) -> ExitReason {
+    match closed {
+        Closed::ByPeer => ExitReason::Stopped,
+        Closed::Failed(error) => ExitReason::MonitorError { detail: chain(&error) },
+    }
+}
+
+/// The next request, or what to answer to something that is none.
+fn receive(channel: &Channel) -> Result<Result<Received<Request>, Failure>, Closed> {
+    match channel.receive() {
+        Ok(Some(received)) => Ok(Ok(received)),
+        Ok(None) => Err(Closed::ByPeer),
+        Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => Err(Closed::ByPeer),
+        Err(error @ ChannelError::Io(_)) => Err(Closed::Failed(error)),
+        Err(error @ (ChannelError::Malformed(_) | ChannelError::TooLarge)) => Ok(Err(invalid(chain(&error)))),
+    }
+}
+
+/// Sends an answer. A peer that asks without reading the answers is as good as gone.
+fn send(channel: &Channel, message: &Message) -> Result<(), Closed> {
+    channel.send(message, &[]).map_err(|error| match error {
+        ChannelError::Io(io)
+            if matches!(io.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+        {
+            Closed::ByPeer
+        }
+        error => Closed::Failed(error),
+    })
+}
+
+fn do_not_block(channel: &Channel) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(channel, FcntlArg::F_GETFL)?);
+    fcntl(channel, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn check_hello(version: u32, fds: &[OwnedFd]) -> Result<(), Failure> {
+    no_descriptors(fds)?;
+    if version == VERSION {
+        return Ok(());
+    }
+    Err(invalid(format!("version {version} is not known; this monitor speaks version {VERSION}")))
+}
+
+fn no_descriptors(fds: &[OwnedFd]) -> Result<(), Failure> {
+    match fds.len() {
+        0 => Ok(()),
+        count => Err(invalid(format!("the request takes no file descriptors, but came with {count}"))),
+    }
+}
+
+fn refuse(phase: Phase, message: &str) -> Step {
+    Step::Answer(phase, Message::Failed(wrong_state(message)))
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure { code: FailureCode::InvalidRequest, message: message.into() }
+}
+
+fn wrong_state(message: impl Into<String>) -> Failure {
+    Failure { code: FailureCode::WrongState, message: message.into() }
+}
+
+fn boot_failure(error: &BootError) -> Failure {
+    use crate::devices::SlotError;
+    let code = match error {
+        BootError::Kvm(_) | BootError::Slot(SlotError::Kvm(_)) => FailureCode::Kvm,
+        BootError::Kernel(_) | BootError::StartInfo(_) | BootError::MpTable(_) => FailureCode::Kernel,
+        BootError::Cmdline(_) => FailureCode::InvalidRequest,
+        BootError::Memory(_)
+        | BootError::Slot(SlotError::Full | SlotError::Transport { .. })
+        | BootError::Event(_)
+        | BootError::Signal(_)
+        | BootError::Thread(_) => FailureCode::Resources,
+    };
+    Failure { code, message: chain(error) }
+}

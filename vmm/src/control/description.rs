@@ -1,0 +1,102 @@
+//! A VM while it is being described: every part is checked when it comes.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, VsockConfig};
+
+use super::{invalid, wrong_state};
+use crate::boot::cmdline::KernelArgs;
+use crate::console::log_file::LogFile;
+use crate::devices;
+use crate::error::chain;
+use crate::kvm::Kvm;
+use crate::layout::RamSize;
+use crate::machine::{Board, Plan};
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::Block;
+use crate::virtio::entropy::Entropy;
+use crate::virtio::vsock::Vsock;
+
+/// The most vCPUs of a VM.
+pub const VCPUS_MAX: u8 = 32;
+
+/// What is known so far.
+#[derive(Default)]
+pub struct Description {
+    board: Option<Board>,
+    devices: Vec<Box<dyn VirtioDevice>>,
+}
+
+impl Description {
+    /// The machine. Descriptors: `/dev/kvm`, kernel, initramfs, console log.
+    pub fn set_machine(&mut self, config: MachineConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        if self.board.is_some() {
+            return Err(wrong_state("the machine is described already"));
+        }
+        let count = fds.len();
+        let Ok([kvm, kernel, initramfs, console]) = <[OwnedFd; 4]>::try_from(fds) else {
+            return Err(invalid(format!(
+                "a machine takes 4 file descriptors (/dev/kvm, kernel, initramfs, console log), but came with {count}"
+            )));
+        };
+        if !(1..=VCPUS_MAX).contains(&config.vcpus) {
+            return Err(invalid(format!("{} vCPUs are not between 1 and {VCPUS_MAX}", config.vcpus)));
+        }
+        let ram = RamSize::from_mib(config.memory_mib).ok_or_else(|| {
+            let (mib, min, max) = (config.memory_mib, RamSize::MIN_MIB, RamSize::MAX_MIB);
+            invalid(format!("{mib} MiB of memory are not between {min} and {max}"))
+        })?;
+        let kernel_args = KernelArgs::try_from(config.kernel_args).map_err(|error| invalid(chain(&error)))?;
+        let kvm_failure = |error| Failure { code: FailureCode::Kvm, message: chain(&error) };
+        let kvm = Kvm::new(kvm).map_err(kvm_failure)?;
+        kvm.check_vcpus(config.vcpus).map_err(kvm_failure)?;
+        self.board = Some(Board {
+            kvm,
+            kernel: File::from(kernel),
+            initramfs: File::from(initramfs),
+            console: LogFile::new(File::from(console), config.console_limit_bytes),
+            vcpus: config.vcpus,
+            ram,
+            kernel_args,
+        });
+        Ok(())
+    }
+
+    /// A disk. Descriptors: one for each extent.
+    pub fn add_disk(&mut self, config: &DiskConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        self.add(Block::new(config, fds).map_err(|error| invalid(chain(&error)))?)
+    }
+
+    /// The vsock device. Descriptors: the listener, then one for each port.
+    pub fn add_vsock(&mut self, config: &VsockConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let mut fds = fds.into_iter();
+        let Some(listener) = fds.next() else {
+            return Err(invalid("a vsock device takes a listening socket, but came without"));
+        };
+        self.add(Vsock::new(config, listener, fds.collect()).map_err(|error| invalid(chain(&error)))?)
+    }
+
+    /// A source of random numbers.
+    pub fn add_entropy(&mut self) -> Result<(), Failure> {
+        self.add(Entropy::new())
+    }
+
+    /// What is to be booted. The description is empty afterwards.
+    pub fn plan(&mut self) -> Result<Plan, Failure> {
+        let board = self.board.take().ok_or_else(|| wrong_state("there is no machine to boot"))?;
+        Ok(Plan { board, devices: std::mem::take(&mut self.devices) })
+    }
+
+    fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), Failure> {
+        if self.devices.iter().any(|other| other.name() == device.name()) {
+            return Err(wrong_state(format!("there is a device {} already", device.name())));
+        }
+        if self.devices.len() == devices::SLOTS {
+            let message = format!("a VM has at most {} devices", devices::SLOTS);
+            return Err(Failure { code: FailureCode::Resources, message });
+        }
+        self.devices.push(Box::new(device));
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Builds a VM from its plan, holds its parts while it runs, and takes it down.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use hull_protocol::vmm::VmStats;
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::boot::cmdline::{self, CmdlineError, KernelArgs};
+use crate::boot::kernel::{self, KernelError};
+use crate::boot::mptable;
+use crate::boot::pvh::{self, StartInfoError};
+use crate::bus::Bus;
+use crate::console::log_file::LogFile;
+use crate::console::{self, Console};
+use crate::devices::{self, Devices, SlotError};
+use crate::ending::Ending;
+use crate::kvm::{Kvm, KvmError, Vm, asked};
+use crate::layout::{self, RamSize};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::vcpu::cpuid::{self, Topology};
+use crate::vcpu::thread::{Shared, VcpuThread};
+use crate::vcpu::{kick, registers};
+use crate::virtio::VirtioDevice;
+
+/// A machine without its devices.
+#[derive(Debug)]
+pub struct Board {
+    /// `/dev/kvm`.
+    pub kvm: Kvm,
+    /// The kernel's ELF file.
+    pub kernel: File,
+    /// The initramfs.
+    pub initramfs: File,
+    /// Where the console's output goes.
+    pub console: LogFile,
+    /// Number of vCPUs, at least one.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub ram: RamSize,
+    /// Words for the kernel.
+    pub kernel_args: KernelArgs,
+}
+
+/// All that is needed to boot.
+pub struct Plan {
+    /// The machine.
+    pub board: Board,
+    /// Its devices in the order of their slots.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+}
+
+/// Why a VM cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// No guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No kernel or no initramfs.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A command line that is too long.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// The boot information could not be written.
+    #[error(transparent)]
+    StartInfo(#[from] StartInfoError),
+    /// The MP table could not be written.
+    #[error("cannot write the MP table")]
+    MpTable(#[source] vm_memory::GuestMemoryError),
+    /// A device could not be connected.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The host gives no event descriptor.
+    #[error("cannot make an event descriptor")]
+    Event(#[source] io::Error),
+    /// The kick's signal handler could not be installed.
+    #[error("cannot install a signal handler")]
+    Signal(#[source] vmm_sys_util::errno::Error),
+    /// The host gives no thread.
+    #[error("cannot start a vCPU thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running VM.
+pub struct Machine {
+    vcpus: Vec<VcpuThread>,
+    shared: Arc<Shared>,
+    devices: Arc<Devices>,
+    /// Dropped after the threads that use it are gone.
+    _vm: Vm,
+}
+
+impl Machine {
+    /// Builds the VM and lets its vCPUs run. `start` is when the process started.
+    pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
+        let Plan { board, devices } = plan;
+        let memory = memory::allocate(board.ram)?;
+        let vm = Vm::new(&board.kvm, &memory)?;
+        let vcpus = (0..board.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+        let entry = load(&memory, &board, devices.len())?;
+        prepare(&board, &vcpus, &memory, entry)?;
+
+        let console = Console::new(vm.interrupt(console::IRQ)?, board.console);
+        let mut slots = Devices::default();
+        for device in devices {
+            slots.plug(&vm, &memory, device)?;
+        }
+        let devices = Arc::new(slots);
+        let shared = Arc::new(Shared {
+            bus: Bus::new(console, Arc::clone(&devices)),
+            ending: Ending::new().map_err(BootError::Event)?,
+            start,
+            first_entry_us: AtomicU64::new(0),
+        });
+        kick::install().map_err(BootError::Signal)?;
+        let mut machine = Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, _vm: vm };
+        for (id, vcpu) in (0..).zip(vcpus) {
+            match VcpuThread::start(id, vcpu, Arc::clone(&machine.shared)) {
+                Ok(thread) => machine.vcpus.push(thread),
+                Err(error) => {
+                    machine.take_down();
+                    return Err(BootError::Thread(error));
+                }
+            }
+        }
+        Ok(machine)
+    }
+
+    /// How the VM ends.
+    pub fn ending(&self) -> &Ending {
+        &self.shared.ending
+    }
+
+    /// Its devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> VmStats {
+        let mut stats = VmStats {
+            vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
+            console_bytes: self.shared.bus.console().bytes(),
+            start_to_first_entry_us: self.shared.first_entry_us.load(Ordering::Relaxed),
+            ..VmStats::default()
+        };
+        for vcpu in &self.vcpus {
+            vcpu.counters().add_to(&mut stats.exits);
+        }
+        for (name, device) in self.devices.iter() {
+            let counters = device.counters();
+            stats.notifications.insert(name.to_owned(), counters.notifications);
+            stats.interrupts.insert(name.to_owned(), counters.interrupts);
+        }
+        stats
+    }
+
+    /// Stops all vCPUs for good, and serves what the guest had queued before: its last words may be on their way. The
+    /// VM's end is caused here if nobody has.
+    pub fn take_down(&mut self) {
+        self.shared.ending.cause(hull_protocol::vmm::ExitReason::Stopped);
+        for vcpu in &self.vcpus {
+            vcpu.kick();
+        }
+        for vcpu in self.vcpus.drain(..) {
+            vcpu.join();
+        }
+        for (_, mut device) in self.devices.iter() {
+            for queue in 0..device.queue_events().len() {
+                if device.queue_events()[queue].read().is_ok() {
+                    device.queue_event(queue);
+                }
+            }
+        }
+        self.shared.bus.console().flush();
+    }
+}
+
+/// Fills guest memory; returns the kernel's entry.
+fn load(memory: &GuestMemory, board: &Board, devices: usize) -> Result<u32, BootError> {
+    // The command line first: it is the cheapest to be wrong.
+    let line = cmdline::build((0..devices).filter_map(devices::place), &board.kernel_args)?;
+    let loaded = kernel::load(memory, board.ram, &board.kernel, &board.initramfs)?;
+    pvh::write_start_info(memory, board.ram, &loaded.initramfs, &line)?;
+    memory
+        .write_slice(&mptable::build(board.vcpus), GuestAddress(layout::MP_TABLE))
+        .map_err(BootError::MpTable)?;
+    Ok(loaded.entry)
+}
+
+/// Gives each vCPU its identity and the first one its registers.
+fn prepare(board: &Board, vcpus: &[VcpuFd], memory: &GuestMemory, entry: u32) -> Result<(), BootError> {
+    let supported = board.kvm.supported_cpuid()?;
+    for (id, vcpu) in (0..).zip(vcpus) {
+        let leaves = cpuid::build(&supported, Topology { id, vcpus: board.vcpus })?;
+        vcpu.set_cpuid2(&leaves).map_err(asked("set a vCPU's CPUID"))?;
+        registers::set_common(vcpu)?;
+    }
+    if let Some(first) = vcpus.first() {
+        registers::set_boot_processor(first, memory, entry)?;
+    }
+    Ok(())
+}
