@@ -169,10 +169,10 @@ impl ConfigFile {
         // podman's keys may name a part of a registry: the most specific one wins.
         let mut name = format!("{registry}/{}", reference.repository());
         loop {
-            if let Some((_, entry)) = self.auths.iter().find(|(key, _)| normalise(key) == name) {
-                if let Some(found) = entry.credentials(path)? {
-                    return Ok(Some(found));
-                }
+            let entry = self.auths.iter().find(|(key, _)| normalise(key) == name);
+            let found = entry.map(|(_, entry)| entry.credentials(path)).transpose()?.flatten();
+            if found.is_some() {
+                return Ok(found);
             }
             match name.rfind('/') {
                 Some(slash) => name.truncate(slash),

@@ -40,7 +40,7 @@ impl Algorithm {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    hex: String,
+    hex: Box<str>,
 }
 
 /// Why a text is not a digest.
@@ -110,7 +110,7 @@ impl FromStr for Digest {
             let (algorithm, expected) = (algorithm.name(), algorithm.hex_length());
             return Err(DigestError::Length { algorithm, expected, got: hex.len() });
         }
-        Ok(Self { algorithm, hex: hex.to_owned() })
+        Ok(Self { algorithm, hex: hex.into() })
     }
 }
 
@@ -168,9 +168,9 @@ impl Hasher {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> Box<str> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect::<String>().into()
 }
 
 /// Passes a stream through and hashes what passes.

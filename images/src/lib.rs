@@ -33,3 +33,6 @@ pub use pull::{PullError, PullOptions};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{PlainHttp, RegistryError, RetryPolicy};
 pub use store::{Collected, Removed, Store, StoreError};
+
+#[cfg(test)]
+mod testing;

@@ -127,7 +127,8 @@ impl Store {
     /// Loads all images for this host's platform from `path`: an OCI layout directory, an OCI archive or a docker archive, which may
     /// be compressed with gzip or zstd, or come through a pipe.
     ///
-    /// An image without a name gets one from the file's own, below `localhost/`.
+    /// An image without a name gets one from the file's own, below `localhost/`. The returned images carry only the references that
+    /// this archive gave them.
     ///
     /// # Errors
     /// See [`LoadError`]. Nothing stays in the store after an error, except images of the same archive that were complete.
@@ -158,8 +159,14 @@ impl Store {
         candidates.iter().map(|candidate| self.load_one(candidate, &archive, progress)).collect()
     }
 
-    fn load_one(&self, found: &Candidate, archive: &Archive, progress: &dyn Progress) -> Result<Image, LoadError> {
-        let infos = found.layers.iter().map(|l| LayerInfo { digest: l.name().clone(), size: l.size }).collect();
+    fn load_one(
+        &self,
+        found: &Candidate,
+        archive: &Archive,
+        progress: &dyn Progress,
+    ) -> Result<Image, LoadError> {
+        let infos =
+            found.layers.iter().map(|l| LayerInfo { digest: l.name().clone(), size: l.size }).collect();
         progress.event(ProgressEvent::Resolved { digest: found.manifest_digest.clone(), layers: infos });
         let installer = Installer {
             layout: self.layout(),
@@ -180,7 +187,9 @@ impl Store {
             };
             image = Some(self.record(&record, &found.manifest, &found.config_digest, &found.config)?);
         }
-        let image = image.ok_or_else(|| LoadError::Missing { name: "the image's name".to_owned() })?;
+        let mut image = image.ok_or_else(|| LoadError::Missing { name: "the image's name".to_owned() })?;
+        // What was loaded, not what else the store calls the same image.
+        image.references.clone_from(&found.references);
         progress.event(ProgressEvent::Done { id: image.id.clone() });
         Ok(image)
     }
@@ -189,7 +198,9 @@ impl Store {
 /// A repository name made of the file's name, for images that come without one.
 fn default_name(path: &Path) -> String {
     let stem = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_ascii_lowercase();
-    let stem = [".gz", ".zst", ".tgz", ".tar", ".oci"].iter().fold(stem.as_str(), |s, end| s.strip_suffix(end).unwrap_or(s));
+    let stem = [".gz", ".zst", ".tgz", ".tar", ".oci"]
+        .iter()
+        .fold(stem.as_str(), |s, end| s.strip_suffix(end).unwrap_or(s));
     let words = stem.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let name = words.collect::<Vec<_>>().join("-");
     format!("localhost/{}", if name.is_empty() { "image" } else { &name })
@@ -204,7 +215,8 @@ struct ArchiveLayers<'a> {
 impl LayerSource for ArchiveLayers<'_> {
     fn open(&self, index: usize) -> Result<Box<dyn Read + Send + '_>, LayerError> {
         let member = &self.found.members[index];
-        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{member} is missing in the archive"));
+        let missing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("{member} is missing in the archive"));
         let found = self.archive.find(member).map_err(|e| LayerError::Read(io::Error::other(e)))?;
         Ok(Box::new(found.ok_or_else(missing).map_err(LayerError::Read)?))
     }

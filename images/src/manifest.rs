@@ -96,7 +96,7 @@ pub enum ManifestError {
     #[error("the image is not available for {wanted}, only for {}", join(.available))]
     NoPlatform {
         /// What was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What there is.
         available: Vec<Platform>,
     },
@@ -104,9 +104,9 @@ pub enum ManifestError {
     #[error("the image is for {got}, not for {wanted}")]
     WrongPlatform {
         /// What was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What the configuration says.
-        got: Platform,
+        got: Box<Platform>,
     },
     /// Manifest and configuration disagree.
     #[error("the manifest lists {layers} layers but the image configuration {diff_ids}")]
@@ -322,7 +322,7 @@ pub(crate) fn choose<'a>(
                 available.push(platform);
             }
         }
-        ManifestError::NoPlatform { wanted: wanted.clone(), available }
+        ManifestError::NoPlatform { wanted: Box::new(wanted.clone()), available }
     })
 }
 
@@ -374,6 +374,6 @@ impl Config {
         if os.is_empty() || architecture.is_empty() || wanted.fit(&got).is_some() {
             return Ok(());
         }
-        Err(ManifestError::WrongPlatform { wanted: wanted.clone(), got })
+        Err(ManifestError::WrongPlatform { wanted: Box::new(wanted.clone()), got: Box::new(got) })
     }
 }

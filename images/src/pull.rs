@@ -12,8 +12,11 @@ use crate::manifest::{self, Config, Descriptor, Document, MAX_CONFIG, Manifest, 
 use crate::platform::Platform;
 use crate::progress::{LayerInfo, Progress, ProgressEvent};
 use crate::reference::Reference;
-use crate::registry::{Cancel, Client, ClientOptions, PlainHttp, RegistryError, RetryPolicy};
+use crate::registry::{Cancel, Client, ClientOptions, Notify, PlainHttp, RegistryError, RetryPolicy};
 use crate::store::{Store, StoreError, TagRecord, write_tag};
+
+#[cfg(test)]
+mod tests;
 
 /// Deepest index within an index.
 const MAX_NESTING: usize = 3;
@@ -62,17 +65,17 @@ pub enum PullError {
     #[error("cannot pull {reference}: {source}")]
     Manifest {
         /// What was asked for.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Why not.
-        source: ManifestError,
+        source: Box<ManifestError>,
     },
     /// A layer cannot be had or used, or the store failed.
     #[error("cannot pull {reference}: {source}")]
     Install {
         /// What was asked for.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Why not.
-        source: InstallError,
+        source: Box<InstallError>,
     },
     /// Stored credentials cannot be used.
     #[error(transparent)]
@@ -139,7 +142,7 @@ impl Store {
         let client_options =
             ClientOptions { credentials, plain_http: options.plain_http.clone(), retry: options.retry };
         let client = Client::new(reference, client_options, cancel.clone())?;
-        let wrong = |source| PullError::Manifest { reference: reference.clone(), source };
+        let wrong = |source| PullError::Manifest { reference: Box::new(reference.clone()), source: Box::new(source) };
         let resolved = resolve(&client, reference, &options.platform, progress)?;
         let config_bytes = fetch_config(&client, &resolved.manifest.config, progress)?;
         let config = Config::parse(&config_bytes).map_err(wrong)?;
@@ -157,7 +160,7 @@ impl Store {
             progress,
             cancel: &cancel,
         };
-        let failed = |source| PullError::Install { reference: reference.clone(), source };
+        let failed = |source| PullError::Install { reference: Box::new(reference.clone()), source: Box::new(source) };
         installer.install(&layers, &source).map_err(failed)?;
 
         let record = TagRecord {
@@ -208,7 +211,7 @@ fn resolve(
     let notify = |error: &RegistryError| {
         progress.event(ProgressEvent::Retrying { layer: None, reason: error.to_string() });
     };
-    let wrong = |source| PullError::Manifest { reference: reference.clone(), source };
+    let wrong = |source| PullError::Manifest { reference: Box::new(reference.clone()), source: Box::new(source) };
     let mut which = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.to_string(),
         (None, tag) => tag.unwrap_or("latest").to_owned(),
@@ -249,12 +252,12 @@ fn fetch_config(client: &Client, config: &Descriptor, progress: &dyn Progress) -
 struct RegistryLayers<'a> {
     client: &'a Client,
     layers: &'a [LayerSpec],
-    notify: Vec<Box<dyn Fn(&RegistryError) + Send + Sync + 'a>>,
+    notify: Vec<Box<Notify<'a>>>,
 }
 
 impl<'a> RegistryLayers<'a> {
     fn new(client: &'a Client, layers: &'a [LayerSpec], progress: &'a dyn Progress) -> Self {
-        let notify = (0..layers.len()).map(|index| -> Box<dyn Fn(&RegistryError) + Send + Sync + 'a> {
+        let notify = (0..layers.len()).map(|index| -> Box<Notify<'a>> {
             Box::new(move |error| {
                 progress.event(ProgressEvent::Retrying { layer: Some(index), reason: error.to_string() });
             })

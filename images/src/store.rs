@@ -92,7 +92,7 @@ impl Store {
                 Ok(image) if images.iter().any(|known| known.id == image.id) => {}
                 Ok(image) => images.push(image),
                 Err(StoreError::Damaged { reference, reason }) => {
-                    log::warn!("{reference} is damaged: {reason}")
+                    log::warn!("{reference} is damaged: {reason}");
                 }
                 Err(other) => return Err(other),
             }
@@ -267,7 +267,7 @@ impl Store {
 }
 
 fn damaged(record: &TagRecord, reason: &str) -> StoreError {
-    StoreError::Damaged { reference: record.reference.clone(), reason: reason.to_owned() }
+    StoreError::Damaged { reference: Box::new(record.reference.clone()), reason: reason.to_owned() }
 }
 
 /// Bytes of all different parts of a disk, or the part that is missing.

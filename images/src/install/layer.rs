@@ -130,10 +130,8 @@ pub(super) fn ingest(
         Ok(converted) => converted,
         Err(panic) => std::panic::resume_unwind(panic),
     };
-    if let Err(full) = &tree {
-        if let Some(error) = disk_failure(full) {
-            return Err(StoreError::io(blob.path(), error).into());
-        }
+    if let Some(error) = tree.as_ref().err().and_then(disk_failure) {
+        return Err(StoreError::io(blob.path(), error).into());
     }
     // A wrong blob usually fails to decompress or convert first. That it is wrong is the better explanation, so it is hashed to its end.
     let drained = io::copy(&mut stream, &mut io::sink());

@@ -163,7 +163,9 @@ pub(super) fn blob_name(digest: &Digest) -> String {
 
 /// Only plain relative names without surprises.
 fn is_safe(name: &str) -> bool {
-    !name.is_empty() && !name.contains('\0') && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+    !name.is_empty()
+        && !name.contains('\0')
+        && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
 /// Writes the decompressed archive into the store's tmp/, where it has no name of its own choosing.
@@ -211,7 +213,8 @@ fn index(file: &File, path: &Path) -> Result<HashMap<String, Member>, LoadError>
         } else if kind.is_symlink() || kind.is_hard_link() {
             let target = entry.link_name_bytes().unwrap_or_default();
             let target = String::from_utf8_lossy(&target).into_owned();
-            let base = if kind.is_symlink() { name.rsplit_once('/').map_or("", |(folder, _)| folder) } else { "" };
+            let base =
+                if kind.is_symlink() { name.rsplit_once('/').map_or("", |(folder, _)| folder) } else { "" };
             // A link that leaves the archive leads to nothing.
             let Some(target) = joined(base, &target) else { continue };
             Member::Link(target)

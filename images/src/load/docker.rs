@@ -10,7 +10,7 @@ use super::archive::Archive;
 use super::{Candidate, LoadError};
 use crate::digest::Digest;
 use crate::install::LayerSpec;
-use crate::manifest::{Config, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, ManifestError};
+use crate::manifest::{Config, Descriptor, MAX_CONFIG, MAX_LAYERS, MAX_MANIFEST, ManifestError};
 use crate::platform::Platform;
 use crate::reference::Reference;
 
@@ -25,7 +25,11 @@ struct Entry {
 }
 
 /// All images of the archive; one for another machine is an error, because an archive has one platform.
-pub(super) fn read(archive: &Archive, platform: &Platform, default_name: &str) -> Result<Vec<Candidate>, LoadError> {
+pub(super) fn read(
+    archive: &Archive,
+    platform: &Platform,
+    default_name: &str,
+) -> Result<Vec<Candidate>, LoadError> {
     let bytes = archive.read("manifest.json", MAX_MANIFEST)?;
     let entries: Vec<Entry> = serde_json::from_slice(&bytes)
         .map_err(|source| LoadError::Json { name: "manifest.json".to_owned(), source })?;
@@ -50,7 +54,9 @@ fn candidate(
         return Err(ManifestError::TooManyLayers(members.len()).into());
     }
     if members.len() != config.diff_ids.len() {
-        return Err(ManifestError::LayerCount { layers: members.len(), diff_ids: config.diff_ids.len() }.into());
+        return Err(
+            ManifestError::LayerCount { layers: members.len(), diff_ids: config.diff_ids.len() }.into()
+        );
     }
     let mut layers = Vec::new();
     for (member, diff_id) in members.iter().zip(&config.diff_ids) {
@@ -58,13 +64,24 @@ fn candidate(
         layers.push(LayerSpec { blob: None, size: section.size(), diff_id: diff_id.clone() });
     }
     let manifest = manifest_for(&config_digest, config_bytes.len(), &layers);
+    let descriptors: Vec<_> =
+        layers.iter().map(|l| Descriptor { digest: l.diff_id.clone(), size: l.size }).collect();
+    config.check_layers(&descriptors)?;
     let manifest_digest = Digest::of(&manifest);
     let tags = entry.repo_tags.unwrap_or_default();
     let mut references = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>, _>>()?;
     if references.is_empty() {
         references.push(format!("{default_name}@{manifest_digest}").parse()?);
     }
-    Ok(Candidate { references, manifest, manifest_digest, config: config_bytes, config_digest, layers, members })
+    Ok(Candidate {
+        references,
+        manifest,
+        manifest_digest,
+        config: config_bytes,
+        config_digest,
+        layers,
+        members,
+    })
 }
 
 /// The OCI manifest of the same image with its layers uncompressed.

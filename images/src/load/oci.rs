@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use super::archive::{Archive, blob_name};
 use super::{Candidate, LoadError};
 use crate::digest::Digest;
-use crate::manifest::{self, Config, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, Manifest, ManifestError};
+use crate::manifest::{
+    self, Config, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, Manifest, ManifestError,
+};
 use crate::platform::Platform;
 use crate::pull::layer_specs;
 use crate::reference::{Reference, ReferenceError};
@@ -18,7 +20,11 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const MAX_NESTING: usize = 3;
 
 /// All images of the layout that fit `platform`.
-pub(super) fn read(archive: &Archive, platform: &Platform, default_name: &str) -> Result<Vec<Candidate>, LoadError> {
+pub(super) fn read(
+    archive: &Archive,
+    platform: &Platform,
+    default_name: &str,
+) -> Result<Vec<Candidate>, LoadError> {
     let bytes = archive.read("index.json", MAX_MANIFEST)?;
     let Document::Index(entries) = manifest::parse(&bytes, None)? else {
         return Err(ManifestError::NeitherKind.into());
@@ -38,7 +44,7 @@ pub(super) fn read(archive: &Archive, platform: &Platform, default_name: &str) -
     }
     if candidates.is_empty() {
         let available = entries.iter().filter_map(|e| e.platform.clone()).collect();
-        return Err(ManifestError::NoPlatform { wanted: platform.clone(), available }.into());
+        return Err(ManifestError::NoPlatform { wanted: Box::new(platform.clone()), available }.into());
     }
     Ok(candidates)
 }
@@ -88,7 +94,9 @@ fn follow(
         let bytes = archive.blob(&digest, MAX_MANIFEST)?;
         match manifest::parse(&bytes, None)? {
             Document::Manifest(manifest) => return Ok((digest, bytes, manifest)),
-            Document::Index(entries) => digest = manifest::choose(&entries, platform)?.descriptor.digest.clone(),
+            Document::Index(entries) => {
+                digest = manifest::choose(&entries, platform)?.descriptor.digest.clone();
+            }
         }
     }
     Err(ManifestError::Nested(MAX_NESTING).into())

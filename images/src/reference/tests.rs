@@ -90,7 +90,8 @@ prop_compose! {
         tag in proptest::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
         digest in proptest::option::of("sha256:[0-9a-f]{64}"),
     ) -> String {
-        let mut text = host.map(|h| h + "/").unwrap_or_default() + &path.join("/");
+        // Without a registry the first component must not look like one.
+        let mut text = host.unwrap_or_else(|| "user".to_owned()) + "/" + &path.join("/");
         if let Some(tag) = tag { text = text + ":" + &tag; }
         if let Some(digest) = digest { text = text + "@" + &digest; }
         text

@@ -23,7 +23,7 @@ impl Default for RetryPolicy {
 }
 
 /// Tells the caller that something is being repeated, and why.
-pub(crate) type Notify<'a> = dyn Fn(&RegistryError) + Sync + 'a;
+pub(crate) type Notify<'a> = dyn Fn(&RegistryError) + Send + Sync + 'a;
 
 /// A failed attempt.
 #[derive(Debug)]

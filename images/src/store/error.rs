@@ -27,7 +27,7 @@ pub enum StoreError {
     #[error("the image {reference} is damaged ({reason}): pull it again")]
     Damaged {
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// What is wrong with it.
         reason: String,
     },
