@@ -84,7 +84,6 @@ pub fn lint() -> Result<(), Error> {
     installed("cargo-deny")?;
     run(cargo().args([
         "deny",
-        "--offline",
         "--all-features",
         "--log-level",
         "error",
