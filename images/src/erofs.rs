@@ -12,11 +12,15 @@ pub mod fuse;
 pub mod reader;
 pub(crate) mod resolve;
 mod sidecar;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod writer;
 mod xattr;
 
 pub(crate) use blocks::BlockWriter;
+#[cfg(test)]
+pub(crate) use format::mode;
 pub(crate) use writer::{finish_layer, start_layer};
 pub(crate) use xattr::split_name as split_xattr_name;
 

@@ -11,6 +11,8 @@ mod limits;
 mod path;
 mod tar;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
@@ -28,6 +30,8 @@ use crate::erofs::{
 
 /// Names of overlayfs's own attributes: state of a mounted overlay, never content of an image.
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
+/// What Linux allows for one file.
+const XATTRS_MAX: usize = 64 << 10;
 const MAJOR_MAX: u64 = (1 << 12) - 1;
 const MINOR_MAX: u64 = (1 << 20) - 1;
 
@@ -164,7 +168,7 @@ impl<R: Read> Conversion<'_, R> {
     fn check_xattrs(&self, name: &[u8], metadata: &mut Metadata) -> Result<(), ConvertError> {
         let bytes: usize = metadata.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 8).sum();
         let largest = metadata.xattrs.iter().map(|xattr| xattr.value.len()).max();
-        if bytes > self.limits.xattr_bytes || largest > Some(usize::from(u16::MAX)) {
+        if bytes > self.limits.xattr_bytes.min(XATTRS_MAX) || largest > Some(usize::from(u16::MAX)) {
             return Err(self.limit(name, LimitKind::Xattrs(self.limits.xattr_bytes)));
         }
         if metadata.xattrs.iter().any(|xattr| xattr.name.contains(&0) || xattr.name.len() > 255) {

@@ -126,7 +126,7 @@ impl<'a> Merge<'a> {
     fn place_directory(&mut self, upper: InodeId, existing: Option<InodeId>) -> InodeId {
         let lower = match existing {
             Some(id) if self.merged.inode(id).directory().is_some() => id,
-            _ => self.push(Inode::implied_directory(Visibility::Merged)),
+            _ => self.push(Inode::implied_directory()),
         };
         self.merge_directory(upper, lower);
         lower

@@ -131,10 +131,10 @@ impl Directory {
 
 impl Inode {
     /// A directory that the layer has no entry for: 0755, root's, empty.
-    pub(crate) fn implied_directory(visibility: Visibility) -> Inode {
+    pub(crate) fn implied_directory() -> Inode {
         Inode {
             metadata: Metadata { permissions: 0o755, ..Metadata::default() },
-            kind: Kind::Directory(Directory::new(Origin::Implied, visibility)),
+            kind: Kind::Directory(Directory::new(Origin::Implied, Visibility::Merged)),
         }
     }
 
@@ -156,7 +156,7 @@ impl Inode {
 impl Tree {
     /// A tree that is only an implied root.
     pub(crate) fn new() -> Tree {
-        Tree { inodes: vec![Inode::implied_directory(Visibility::Merged)] }
+        Tree { inodes: vec![Inode::implied_directory()] }
     }
 
     pub(crate) fn inode(&self, id: InodeId) -> &Inode {

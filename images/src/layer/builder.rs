@@ -112,7 +112,9 @@ impl<'a> Builder<'a> {
             return self.insert(parent, name, id);
         };
         if let Kind::Directory(directory) = &mut self.tree.inode_mut(id).kind {
+            // The lower directory is gone, and its metadata with it.
             directory.visibility = Visibility::Opaque;
+            directory.origin = Origin::Explicit;
         }
     }
 
@@ -162,11 +164,12 @@ impl<'a> Builder<'a> {
                     walk.follow(target).map_err(|_| ConvertError::SymlinkLoop(EntryName::new(entry)))?;
                 }
                 None => {
-                    let id = self.imply(entry, directory, &name, Visibility::Merged)?;
+                    let id = self.imply(entry, directory, &name)?;
                     walk.enter(name, id);
                 }
                 Some((_, Kind::Whiteout)) => {
-                    let id = self.imply(entry, directory, &name, Visibility::Opaque)?;
+                    let id = self.imply(entry, directory, &name)?;
+                    self.whiteout(directory, &name);
                     walk.enter(name, id);
                 }
                 Some(_) => return Err(ConvertError::ParentNotDirectory(EntryName::new(entry))),
@@ -178,15 +181,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn imply(
-        &mut self,
-        entry: &[u8],
-        parent: InodeId,
-        name: &Name,
-        visibility: Visibility,
-    ) -> Result<InodeId, ConvertError> {
+    fn imply(&mut self, entry: &[u8], parent: InodeId, name: &Name) -> Result<InodeId, ConvertError> {
         self.charge(entry, name.len())?;
-        let id = self.tree.push(Inode::implied_directory(visibility));
+        let id = self.tree.push(Inode::implied_directory());
         self.insert(parent, name, id);
         Ok(id)
     }
