@@ -121,7 +121,8 @@ fn a_second_processor_can_end_the_vm_and_is_named() {
     let kernel = Elf::new(start.bytes()).segment(0x8000, &fault).build();
     let (reason, _, _) = Vmm::boot(machine(2), &kernel).end();
     // A KVM that emulates real mode may fail at delivering the exception instead of faulting thrice.
-    let by_the_second = matches!(reason, ExitReason::TripleFault { vcpu: 1 } | ExitReason::VcpuError { vcpu: 1, .. });
+    let by_the_second =
+        matches!(reason, ExitReason::TripleFault { vcpu: 1 } | ExitReason::VcpuError { vcpu: 1, .. });
     assert!(by_the_second, "{reason:?}");
 }
 

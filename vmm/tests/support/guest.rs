@@ -158,7 +158,7 @@ impl Elf {
         let mut add = |kind: u32, address: u64, bytes: &[u8], bss: u64| {
             headers.extend([kind, 7].map(u32::to_le_bytes).concat());
             let length = bytes.len() as u64;
-            let fields = [data_at as u64, address, address, length, length + bss, 4];
+            let fields = [data_at as u64, address, address, length, length.saturating_add(bss), 4];
             headers.extend(fields.map(u64::to_le_bytes).concat());
             data.extend(bytes);
             data_at += bytes.len();
