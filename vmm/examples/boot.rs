@@ -58,7 +58,8 @@ fn spawn(monitor: &str, socket: &OwnedFd) -> io::Result<std::process::Child> {
     // SAFETY: between fork and exec only fcntl or dup2 is called, which are async-signal-safe.
     unsafe {
         command.pre_exec(move || {
-            let done = if fd == CONTROL_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, CONTROL_FD) };
+            let done =
+                if fd == CONTROL_FD { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, CONTROL_FD) };
             if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         });
     }

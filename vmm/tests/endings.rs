@@ -1,5 +1,7 @@
 //! Every way in which a VM ends, with micro-guests on `/dev/kvm`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, with helpers outside of test functions")]
+
 mod support;
 
 use hull_protocol::vmm::{ExitReason, Message, Request};

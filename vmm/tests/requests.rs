@@ -1,8 +1,11 @@
 //! What the control socket accepts and what it refuses, with an answer that helps.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, with helpers outside of test functions")]
+
 mod support;
 
 use std::os::fd::AsFd;
+use std::process::Command;
 
 use hull_protocol::vmm::{
     DiskAccess, DiskConfig, DiskExtent, ExitReason, FailureCode, MachineConfig, Message, Request, VERSION,
@@ -196,4 +199,15 @@ fn a_command_line_that_is_too_long_is_refused() {
     let config = MachineConfig { kernel_args: "x".repeat(2048), ..machine(1) };
     let message = boot_fails(config, &Code::new().halt().kernel(), b"initramfs", InvalidRequest);
     assert!(message.contains("longer than 2047 bytes"), "{message}");
+}
+
+#[test]
+fn a_monitor_without_its_socket_says_so() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_hull-vmm")).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(run(&[]).starts_with("hull-vmm: descriptor 3 must be a SOCK_SEQPACKET socket: "));
+    assert!(run(&["--help"]).contains("takes no arguments"));
 }

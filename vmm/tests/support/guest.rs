@@ -84,6 +84,11 @@ impl Code {
         self.raw_with(&[0xc7, 0x05], address).raw(&value.to_le_bytes())
     }
 
+    /// Waits until the word at `address` is not zero: `mov eax, [address]; test eax, eax; jz back`
+    pub fn wait_for(self, address: u32) -> Self {
+        self.load(address).raw(&[0x85, 0xc0, 0x74, 0xf7])
+    }
+
     /// Ends the VM in good order.
     pub fn shut_down(self) -> Self {
         self.out(EXIT, 1).halt()
