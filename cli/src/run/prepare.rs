@@ -1,0 +1,155 @@
+//! From the arguments of `run` to a bundle on disk. Whatever is wrong with them is found here, before anything is started.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::thread;
+
+use hull_images::Image;
+use hull_shim::client::messages::Mount;
+
+use super::image;
+use crate::cli::{Global, RunArgs};
+use crate::error::CliError;
+use crate::progress::Volume;
+use crate::quantity::PidsLimit;
+use crate::spec::capabilities::CapabilitySet;
+use crate::spec::{self, ContainerRequest, Lifecycle, RootAccess, Terminal, VmSize, env};
+use crate::state::{BundleLock, Container, ContainerId, ContainerRecord, Name, State};
+use crate::{paths, terminal};
+
+const SIGTERM: u32 = 15;
+
+/// A container that is ready to be started.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Where it is.
+    pub container: Container,
+    /// Where all are.
+    pub state: State,
+    /// Held until it runs.
+    pub lock: BundleLock,
+    /// Its root file system.
+    pub rootfs: Vec<Mount>,
+}
+
+/// Checks everything, gets the image and writes the bundle.
+pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
+    check(args)?;
+    let (image_name, command) =
+        args.image_and_command.split_first().ok_or_else(|| CliError::NoSuchImage(String::new()))?;
+    let name = args.name.as_deref().map(str::parse::<Name>).transpose()?;
+    let capabilities = CapabilitySet::resolve(&args.cap_add, &args.cap_drop)?;
+    let vm = VmSize::for_limits(args.memory, args.cpus, host_cpus())?;
+    let given_signal = args.stop_signal.as_deref().map(spec::signal).transpose()?;
+    let environment =
+        env::changes(&args.environment.env_files, &args.environment.env, |name| std::env::var(name).ok())?;
+    if let Some(path) = &args.cidfile
+        && path.exists()
+    {
+        return Err(CliError::CidFile {
+            path: path.clone(),
+            source: std::io::ErrorKind::AlreadyExists.into(),
+        });
+    }
+    let state = paths::state(global)?;
+    let store = paths::store(global)?;
+    let volume = if args.quiet { Volume::Silent } else { Volume::Normal };
+    let image = image::obtain(&store, image_name, args.pull, &args.registry, volume)?;
+
+    let config = image.config.config().clone().unwrap_or_default();
+    let user = args.user.as_deref().or(config.user().as_deref()).unwrap_or_default();
+    let identity = image::user_database(&image)?.resolve(user, &args.group_add)?;
+    let stop_signal = match given_signal {
+        Some(signal) => signal,
+        // What an image says wrongly does not stop it from running.
+        None => config.stop_signal().as_deref().and_then(|text| spec::signal(text).ok()).unwrap_or(SIGTERM),
+    };
+    let id = ContainerId::random().map_err(CliError::io("cannot make an id"))?;
+    let spec = spec::container(&ContainerRequest {
+        id: id.as_str(),
+        image: &image.config,
+        entrypoint: args.entrypoint.as_deref(),
+        command,
+        identity,
+        environment,
+        workdir: args.workdir.as_deref(),
+        terminal: if args.tty { Terminal::Sized(terminal::window_size()) } else { Terminal::None },
+        hostname: args.hostname.as_deref(),
+        memory: args.memory,
+        cpus: args.cpus,
+        pids: args.pids_limit.unwrap_or(PidsLimit::DEFAULT),
+        root: if args.read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite },
+        shm_size: args.shm_size,
+        tmpfs: &args.tmpfs,
+        rlimits: &args.ulimit,
+        capabilities,
+        security: &args.security_opt,
+        vm,
+        lifecycle: match (args.detach, args.rm) {
+            (false, _) => Lifecycle::Managed,
+            (true, false) => Lifecycle::Keep,
+            (true, true) => Lifecycle::Remove,
+        },
+    })?;
+    let mut labels: BTreeMap<String, String> =
+        config.labels().clone().unwrap_or_default().into_iter().collect();
+    labels.extend(args.labels.iter().map(|text| spec::label(text)));
+    let record = ContainerRecord {
+        id,
+        name: String::new(),
+        image: image_name.clone(),
+        image_id: image.id.to_string(),
+        created: crate::output::time::now(),
+        command: spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default(),
+        tty: args.tty,
+        interactive: args.interactive,
+        detached: args.detach,
+        auto_remove: args.rm,
+        labels,
+        stop_signal,
+        stop_timeout: args.stop_timeout,
+    };
+    let (container, lock) = state.create(record, name.as_ref(), &serde_json::to_vec_pretty(&spec)?)?;
+    let prepared = Prepared { container, state, lock, rootfs: vec![rootfs(&image)] };
+    if let Some(path) = &args.cidfile {
+        write_cidfile(path, prepared.container.id.as_str()).map_err(|source| {
+            if let Err(error) = prepared.state.remove(&prepared.container) {
+                crate::error::say(&crate::error::describe(&error));
+            }
+            CliError::CidFile { path: path.clone(), source }
+        })?;
+    }
+    Ok(prepared)
+}
+
+/// What does not fit together.
+fn check(args: &RunArgs) -> Result<(), CliError> {
+    if let Some(flag) = args.unsupported.first() {
+        return Err(CliError::Unsupported(flag));
+    }
+    if args.tty && args.interactive && !args.detach && !terminal::stdin_is_terminal() {
+        return Err(CliError::NotATerminal);
+    }
+    Ok(())
+}
+
+fn host_cpus() -> u64 {
+    thread::available_parallelism().map_or(1, |count| count.get() as u64)
+}
+
+/// One read-only disk: the fused index and the layers behind it.
+fn rootfs(image: &Image) -> Mount {
+    let mut options = vec!["ro".to_owned()];
+    options.extend(image.disk.layers.iter().map(|layer| format!("device={}", layer.display())));
+    let mut mount = Mount::new();
+    mount.type_ = "erofs".to_owned();
+    mount.source = image.disk.index.display().to_string();
+    mount.options = options;
+    mount
+}
+
+fn write_cidfile(path: &std::path::Path, id: &str) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(id.as_bytes())
+}

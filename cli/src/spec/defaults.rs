@@ -1,0 +1,121 @@
+//! What every container has: mounts, namespaces, hidden paths and device rules, as docker gives them.
+
+use std::path::PathBuf;
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, Mount, MountBuilder,
+};
+
+use crate::quantity::Bytes;
+
+/// Paths that the container sees as empty.
+pub const MASKED_PATHS: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Paths that the container may read.
+pub const READONLY_PATHS: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The file systems of a container, in mounting order.
+pub fn mounts(shm_size: Bytes) -> Result<Vec<Mount>, OciSpecError> {
+    let shm_size = format!("size={}", shm_size.0);
+    [
+        ("proc", "/proc", "proc", vec!["nosuid", "noexec", "nodev"]),
+        ("tmpfs", "/dev", "tmpfs", vec!["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        (
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        ("mqueue", "/dev/mqueue", "mqueue", vec!["nosuid", "noexec", "nodev"]),
+        ("shm", "/dev/shm", "tmpfs", vec!["nosuid", "noexec", "nodev", "mode=1777", shm_size.as_str()]),
+        ("sysfs", "/sys", "sysfs", vec!["nosuid", "noexec", "nodev", "ro"]),
+        ("cgroup", "/sys/fs/cgroup", "cgroup", vec!["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    ]
+    .into_iter()
+    .map(|(source, destination, kind, options)| {
+        mount(source, destination, kind, options.into_iter().map(str::to_owned).collect())
+    })
+    .collect()
+}
+
+/// One mount.
+pub fn mount(
+    source: &str,
+    destination: &str,
+    kind: &str,
+    options: Vec<String>,
+) -> Result<Mount, OciSpecError> {
+    MountBuilder::default().source(source).destination(destination).typ(kind).options(options).build()
+}
+
+/// The namespaces. The network is the VM's own: there is nobody in the VM to be separated from.
+pub fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    [
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Cgroup,
+    ]
+    .into_iter()
+    .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+    .collect()
+}
+
+/// Device access: nodes may be made, but only the harmless ones used.
+pub fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    use LinuxDeviceType::{A, B, C};
+    let any = None;
+    [
+        (false, A, any, any, "rwm"),
+        (true, C, any, any, "m"),
+        (true, B, any, any, "m"),
+        (true, C, Some(1), Some(3), "rwm"), // /dev/null
+        (true, C, Some(1), Some(5), "rwm"), // /dev/zero
+        (true, C, Some(1), Some(7), "rwm"), // /dev/full
+        (true, C, Some(1), Some(8), "rwm"), // /dev/random
+        (true, C, Some(1), Some(9), "rwm"), // /dev/urandom
+        (true, C, Some(5), Some(0), "rwm"), // /dev/tty
+        (true, C, Some(5), Some(1), "rwm"), // /dev/console
+        (true, C, Some(5), Some(2), "rwm"), // /dev/ptmx
+        (true, C, Some(136), any, "rwm"),   // /dev/pts/*
+    ]
+    .into_iter()
+    .map(|(allow, kind, major, minor, access)| {
+        let mut rule = LinuxDeviceCgroupBuilder::default().allow(allow).typ(kind).access(access);
+        if let Some(major) = major {
+            rule = rule.major(major);
+        }
+        if let Some(minor) = minor {
+            rule = rule.minor(minor);
+        }
+        rule.build()
+    })
+    .collect()
+}
+
+/// Owned strings.
+pub fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// Where the root file system is, relative to the bundle.
+pub fn root_path() -> PathBuf {
+    PathBuf::from("rootfs")
+}
