@@ -4,7 +4,75 @@
 //! the standard streams, and answers `containerd.task.v2.Task` and `containerd.task.v3.Task` on one socket.
 //!
 //! - [`client`] is for programs that drive a shim; [`record`] is what a shim leaves in the bundle for them.
-//! - Everything else is the shim itself.
+//! - Everything else is the shim itself, entered by [`run`].
 
+mod args;
+mod bootstrap;
+mod cleanup;
 pub mod client;
+mod container;
+mod daemon;
+mod error;
+mod events;
+mod info;
+mod io;
+mod logging;
+mod paths;
+mod pidfd;
+mod pod;
+mod process;
+mod readiness;
 pub mod record;
+mod service;
+mod spec;
+mod time;
+mod undo;
+
+use std::io as std_io;
+
+use protobuf::Message;
+
+pub use args::{ArgsError, Identity, Invocation, Verbosity};
+pub use bootstrap::BootstrapError;
+pub use cleanup::CleanupError;
+pub use daemon::DaemonError;
+pub use paths::{STATE_DEFAULT, STATE_VARIABLE};
+
+/// Why the executable failed; printed as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The command line is wrong.
+    #[error("containerd-shim-hull-v2: {0}")]
+    Args(#[from] ArgsError),
+    /// `start` failed.
+    #[error("cannot start the shim: {0}")]
+    Start(#[from] BootstrapError),
+    /// The shim could not serve.
+    #[error("the shim failed: {0}")]
+    Serve(#[from] DaemonError),
+    /// `delete` failed.
+    #[error("cannot clean up: {0}")]
+    Delete(#[from] CleanupError),
+    /// The answer could not be encoded.
+    #[error("cannot encode the answer: {0}")]
+    Encode(#[from] protobuf::Error),
+    /// The answer could not be written.
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] std_io::Error),
+}
+
+/// Does what the command line asks, and returns what goes to standard output.
+pub fn run(invocation: &Invocation) -> Result<Vec<u8>, Failure> {
+    match invocation {
+        Invocation::Start(identity) => Ok(bootstrap::start(identity)?.into_bytes()),
+        Invocation::Delete(identity) => Ok(cleanup::delete(identity)?.write_to_bytes()?),
+        Invocation::Serve(identity) => {
+            daemon::serve(identity)?;
+            Ok(Vec::new())
+        }
+        Invocation::Info => Ok(info::runtime_info()?),
+        Invocation::Version => {
+            Ok(format!("containerd-shim-hull-v2 {}\n", env!("CARGO_PKG_VERSION")).into_bytes())
+        }
+    }
+}

@@ -1,2 +1,21 @@
-//! The monitor process.
-fn main() {}
+//! `containerd-shim-hull-v2`: the shim's executable. Everything it does is in the library.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use hull_shim::{Failure, Invocation};
+
+fn main() -> ExitCode {
+    let outcome = Invocation::parse(std::env::args_os().skip(1))
+        .map_err(Failure::from)
+        .and_then(|invocation| hull_shim::run(&invocation))
+        .and_then(|output| io::stdout().write_all(&output).map_err(Failure::from));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Standard error may be closed; the exit code says it all the same.
+            let _ = writeln!(io::stderr(), "{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

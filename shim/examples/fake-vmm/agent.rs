@@ -1,0 +1,297 @@
+//! The agent's API, played with processes of the host.
+
+use std::collections::HashMap;
+use std::process::{Command, Stdio as Pipe};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use hull_protocol::agent::StreamKind;
+use hull_protocol::agent::api::agent as api;
+use hull_protocol::agent::api::agent_ttrpc::Agent;
+use hull_protocol::vmm::{Channel, ExitReason, Message};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::watch;
+use ttrpc::asynchronous::TtrpcContext;
+use ttrpc::proto::Code;
+
+use crate::Fault;
+
+/// Names a process: container and exec.
+pub type Key = (String, String);
+
+/// The guest's ends of a process's streams, until they are attached.
+#[derive(Default)]
+pub struct Pipes {
+    pub stdin: Option<Sender>,
+    pub stdout: Option<Receiver>,
+    pub stderr: Option<Receiver>,
+}
+
+struct Process {
+    spec: serde_json::Value,
+    child_ends: Option<[Pipe; 3]>,
+    pipes: Pipes,
+    pid: Option<u32>,
+    exit: watch::Sender<Option<(u32, i64)>>,
+    sent: Arc<Mutex<[u64; 2]>>,
+    draining: watch::Sender<usize>,
+}
+
+#[derive(Clone)]
+pub struct FakeAgent {
+    fault: Fault,
+    control: Arc<Channel>,
+    processes: Arc<Mutex<HashMap<Key, Process>>>,
+}
+
+fn refuse<T>(code: Code, message: &str) -> ttrpc::Result<T> {
+    Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)))
+}
+
+impl FakeAgent {
+    pub fn new(fault: Fault, control: Arc<Channel>) -> Self {
+        Self { fault, control, processes: Arc::default() }
+    }
+
+    fn prepare(&self, key: Key, process: serde_json::Value, stdio: &api::Stdio) {
+        let mut child_ends = [Pipe::null(), Pipe::null(), Pipe::null()];
+        let mut pipes = Pipes::default();
+        let mut open = 0;
+        if stdio.stdin {
+            let (reader, writer) = std::io::pipe().unwrap();
+            child_ends[0] = reader.into();
+            pipes.stdin = Some(Sender::from_owned_fd(writer.into()).unwrap());
+        }
+        if stdio.stdout {
+            let (reader, writer) = std::io::pipe().unwrap();
+            child_ends[1] = writer.into();
+            pipes.stdout = Some(Receiver::from_owned_fd(reader.into()).unwrap());
+            open += 1;
+        }
+        if stdio.stderr {
+            let (reader, writer) = std::io::pipe().unwrap();
+            child_ends[2] = writer.into();
+            pipes.stderr = Some(Receiver::from_owned_fd(reader.into()).unwrap());
+            open += 1;
+        }
+        let process = Process {
+            spec: process,
+            child_ends: Some(child_ends),
+            pipes,
+            pid: None,
+            exit: watch::Sender::new(None),
+            sent: Arc::default(),
+            draining: watch::Sender::new(open),
+        };
+        self.processes.lock().unwrap().insert(key, process);
+    }
+
+    /// Takes a stream for its one attachment.
+    pub fn take(&self, key: &Key, kind: StreamKind) -> Option<Pipes> {
+        let mut processes = self.processes.lock().unwrap();
+        let pipes = &mut processes.get_mut(key)?.pipes;
+        let taken = match kind {
+            StreamKind::Stdin => Pipes { stdin: Some(pipes.stdin.take()?), ..Pipes::default() },
+            StreamKind::Stdout => Pipes { stdout: Some(pipes.stdout.take()?), ..Pipes::default() },
+            StreamKind::Stderr => Pipes { stderr: Some(pipes.stderr.take()?), ..Pipes::default() },
+        };
+        Some(taken)
+    }
+
+    /// An output stream is at its end after so many bytes.
+    pub fn drained(&self, key: &Key, kind: StreamKind, bytes: u64) {
+        let processes = self.processes.lock().unwrap();
+        let Some(process) = processes.get(key) else { return };
+        process.sent.lock().unwrap()[usize::from(kind == StreamKind::Stderr)] = bytes;
+        process.draining.send_modify(|open| *open -= 1);
+    }
+
+    fn start(&self, key: &Key) -> ttrpc::Result<u32> {
+        let mut processes = self.processes.lock().unwrap();
+        let Some(process) = processes.get_mut(key) else { return refuse(Code::NOT_FOUND, "no such process") };
+        let Some(ends) = process.child_ends.take() else {
+            return refuse(Code::FAILED_PRECONDITION, "already started");
+        };
+        let args: Vec<String> = serde_json::from_value(process.spec["args"].clone()).unwrap();
+        let [stdin, stdout, stderr] = ends;
+        let mut command = Command::new(&args[0]);
+        command.args(&args[1..]).stdin(stdin).stdout(stdout).stderr(stderr);
+        command.env("PATH", "/usr/bin:/bin");
+        let Ok(mut child) = command.spawn() else {
+            let message = format!("exec: {:?}: executable file not found in $PATH", args[0]);
+            return refuse(Code::NOT_FOUND, &message);
+        };
+        // Our copies of the child's ends would hold its pipes open.
+        drop(command);
+        let pid = child.id();
+        process.pid = Some(pid);
+        let exit = process.exit.clone();
+        std::thread::spawn(move || {
+            use std::os::unix::process::ExitStatusExt;
+            let status = child.wait().unwrap();
+            let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap());
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            exit.send_replace(Some((u32::try_from(code).unwrap(), i64::try_from(now.as_nanos()).unwrap())));
+        });
+        Ok(pid)
+    }
+}
+
+fn key(request: &api::ProcessRequest) -> Key {
+    (request.container_id.clone(), request.exec_id.clone())
+}
+
+#[async_trait]
+impl Agent for FakeAgent {
+    async fn info(&self, _: &TtrpcContext, request: api::InfoRequest) -> ttrpc::Result<api::InfoResponse> {
+        self.fault.at("info");
+        Ok(api::InfoResponse { api_version: request.api_version, ..Default::default() })
+    }
+
+    async fn configure_pod(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConfigurePodRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        assert_eq!(request.entropy.len(), 64);
+        assert!(request.realtime_nanos > 0 && !request.hostname.is_empty());
+        Ok(api::Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateContainerRequest,
+    ) -> ttrpc::Result<api::CreateContainerResponse> {
+        self.fault.at("create");
+        let spec: serde_json::Value = serde_json::from_slice(&request.spec).unwrap();
+        if spec["hostname"] == "refused-by-the-guest" {
+            return refuse(Code::INVALID_ARGUMENT, "the guest does not like this");
+        }
+        if spec["hostname"] == "slow" {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+        self.prepare((request.container_id, String::new()), spec["process"].clone(), &request.stdio);
+        Ok(api::CreateContainerResponse { pid: 1, ..Default::default() })
+    }
+
+    async fn create_exec(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateExecRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("exec");
+        let process = serde_json::from_slice(&request.process).unwrap();
+        self.prepare((request.container_id, request.exec_id), process, &request.stdio);
+        Ok(api::Empty::new())
+    }
+
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: api::ProcessRequest,
+    ) -> ttrpc::Result<api::StartProcessResponse> {
+        self.fault.at("start");
+        let pid = self.start(&key(&request))?;
+        Ok(api::StartProcessResponse { pid, ..Default::default() })
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: api::SignalProcessRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let processes = self.processes.lock().unwrap();
+        let Some(process) = processes.get(&(request.container_id, request.exec_id)) else {
+            return refuse(Code::NOT_FOUND, "no such process");
+        };
+        let signal = i32::try_from(request.signal).unwrap();
+        match (process.pid, process.exit.borrow().is_some()) {
+            (_, true) => return refuse(Code::NOT_FOUND, "finished"),
+            (Some(pid), false) => {
+                // SAFETY: kill takes integers; the child is not reaped while its thread still waits for it.
+                assert_eq!(unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) }, 0);
+            }
+            (None, false) => {
+                process.draining.send_replace(0);
+                process.exit.send_replace(Some((128 + request.signal, 1)));
+            }
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: api::ProcessRequest,
+    ) -> ttrpc::Result<api::ExitStatus> {
+        let (mut exit, mut draining, sent) = {
+            let processes = self.processes.lock().unwrap();
+            let Some(process) = processes.get(&key(&request)) else {
+                return refuse(Code::NOT_FOUND, "no such process");
+            };
+            (process.exit.subscribe(), process.draining.subscribe(), Arc::clone(&process.sent))
+        };
+        let (code, exited_at_nanos) = exit.wait_for(Option::is_some).await.unwrap().unwrap();
+        draining.wait_for(|open| *open == 0).await.unwrap();
+        let [stdout_bytes, stderr_bytes] = *sent.lock().unwrap();
+        let oom_killed = code == 137 && request.container_id.starts_with("oom");
+        Ok(api::ExitStatus {
+            code,
+            exited_at_nanos,
+            oom_killed,
+            stdout_bytes,
+            stderr_bytes,
+            ..Default::default()
+        })
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        _: api::ResizeTerminalRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+
+    async fn delete_exec(&self, _: &TtrpcContext, request: api::ProcessRequest) -> ttrpc::Result<api::Empty> {
+        self.processes.lock().unwrap().remove(&key(&request));
+        Ok(api::Empty::new())
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, _: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        _: api::ContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        _: api::UpdateContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        _: api::ContainerRequest,
+    ) -> ttrpc::Result<api::ContainerStatsResponse> {
+        let memory = api::MemoryStats { usage_bytes: 4096, ..Default::default() };
+        Ok(api::ContainerStatsResponse { memory: Some(memory).into(), ..Default::default() })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
+        self.fault.at("shutdown");
+        self.control.send(&Message::Exited(ExitReason::Shutdown), &[]).unwrap();
+        std::process::exit(0);
+    }
+}

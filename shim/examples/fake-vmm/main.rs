@@ -1,0 +1,156 @@
+//! A monitor without a VM, for the shim's tests: speaks the control protocol on descriptor 3 and plays the agent
+//! itself. "Containers" are processes of the host.
+//!
+//! `fake-vmm [FAULT]`: what is to go wrong, see [`Fault`].
+
+mod agent;
+mod streams;
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::exit;
+use std::sync::Arc;
+
+use hull_protocol::agent::CONTROL_PORT;
+use hull_protocol::agent::api::agent_ttrpc::create_agent;
+use hull_protocol::vmm::{
+    CONTROL_FD, Channel, ExitReason, Failure, FailureCode, Message, PortConnection, Request,
+};
+use tokio::net::{UnixListener, UnixStream};
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use agent::FakeAgent;
+
+/// What goes wrong, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The process dies on this request or call.
+    DieAt(&'static str),
+    /// The boot is refused.
+    RefuseBoot,
+    /// The guest panics instead of coming up.
+    Panic,
+    /// The guest never comes up.
+    Silent,
+}
+
+const STEPS: [&str; 10] =
+    ["hello", "machine", "disk", "vsock", "boot", "info", "create", "start", "exec", "shutdown"];
+
+impl Fault {
+    fn parse(word: Option<&str>) -> Self {
+        match word {
+            None => Self::None,
+            Some("refuse-boot") => Self::RefuseBoot,
+            Some("panic") => Self::Panic,
+            Some("silent") => Self::Silent,
+            Some(other) => Self::DieAt(STEPS.into_iter().find(|step| *step == other).unwrap()),
+        }
+    }
+
+    /// Dies if this is the moment.
+    pub fn at(self, step: &str) {
+        if self == Self::DieAt(STEPS.into_iter().find(|known| *known == step).unwrap()) {
+            exit(9);
+        }
+    }
+}
+
+fn main() {
+    let fault = Fault::parse(std::env::args().nth(1).as_deref());
+    // SAFETY: the shim passed the descriptor for this process to own.
+    let control = Channel::from(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+    let mut ports = Vec::new();
+    let mut listener = None;
+    loop {
+        let Ok(Some(received)) = control.receive::<Request>() else { exit(0) };
+        let (request, fds) = (received.message, received.fds);
+        match request {
+            Request::Hello { .. } => fault.at("hello"),
+            Request::Machine(_) => {
+                fault.at("machine");
+                assert_eq!(fds.len(), 4);
+            }
+            Request::AddDisk(disk) => {
+                fault.at("disk");
+                assert_eq!(fds.len(), disk.extents.len());
+            }
+            Request::AddVsock(_) => {
+                fault.at("vsock");
+                let mut fds = fds.into_iter();
+                listener = fds.next();
+                ports = fds.collect();
+            }
+            Request::Boot => {
+                fault.at("boot");
+                match fault {
+                    Fault::RefuseBoot => {
+                        let message = "KVM is on holiday".to_owned();
+                        let failure = Failure { code: FailureCode::Kvm, message };
+                        control.send(&Message::Failed(failure), &[]).unwrap();
+                        continue;
+                    }
+                    Fault::Panic => {
+                        let message = "VFS: Unable to mount root fs".to_owned();
+                        control.send(&Message::Done, &[]).unwrap();
+                        control.send(&Message::Exited(ExitReason::GuestPanic { message }), &[]).unwrap();
+                        exit(0);
+                    }
+                    _ => {}
+                }
+                control.send(&Message::Done, &[]).unwrap();
+                let control = Arc::new(control);
+                let reading = Arc::clone(&control);
+                // The end of the control socket is the end of the VM.
+                std::thread::spawn(move || {
+                    while let Ok(Some(received)) = reading.receive::<Request>() {
+                        if received.message == Request::Stop {
+                            break;
+                        }
+                    }
+                    exit(0);
+                });
+                run_guest(fault, control, listener.unwrap(), ports.pop().unwrap());
+            }
+            Request::AddEntropy | Request::Stats | Request::Stop => {}
+        }
+        if control.send(&Message::Done, &[]).is_err() {
+            exit(0);
+        }
+    }
+}
+
+fn run_guest(fault: Fault, control: Arc<Channel>, listener: OwnedFd, port: OwnedFd) -> ! {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let agent = FakeAgent::new(fault, control);
+        let listener = StdListener::from(listener);
+        listener.set_nonblocking(true).unwrap();
+        let listener = UnixListener::from_std(listener).unwrap();
+        if fault != Fault::Silent {
+            let (ours, theirs) = StdStream::pair().unwrap();
+            let connection = PortConnection { port: CONTROL_PORT, guest_port: 49152 };
+            Channel::from(port).send(&connection, &[theirs.as_fd()]).unwrap();
+            drop(theirs);
+            ours.set_nonblocking(true).unwrap();
+            let ours = UnixStream::from_std(ours).unwrap();
+            let once = futures::stream::unfold(Some(ours), |ours| async {
+                match ours {
+                    Some(ours) => Some((Ok(ours), None)),
+                    None => std::future::pending().await,
+                }
+            });
+            let mut server = Server::new()
+                .add_listener(Listener::new(once))
+                .register_service(create_agent(Arc::new(agent.clone())));
+            server.start().await.unwrap();
+            streams::accept(listener, agent).await;
+        }
+        std::future::pending::<()>().await;
+    });
+    exit(1)
+}

@@ -1,0 +1,312 @@
+//! One container: its init, its execs, and what clients may ask of them while it exists.
+
+mod exec;
+mod supervise;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
+use hull_protocol::agent::api::agent::{
+    ContainerRequest, ContainerStatsResponse, ResizeTerminalRequest, SignalProcessRequest,
+    UpdateContainerRequest,
+};
+use ttrpc::proto::Code;
+
+pub use supervise::supervise_init;
+
+use crate::error::TaskError;
+use crate::events::{Event, Events};
+use crate::pod::{AgentError, PowerOff, Vm, start_ticks};
+use crate::process::{Phase, Process, WindowSize};
+use crate::record::{Lifecycle, Record, ShimRecord};
+
+/// Whether a process has a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminal {
+    /// It has.
+    Yes,
+    /// It has pipes.
+    No,
+}
+
+/// Whether a container is frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freezer {
+    /// It runs.
+    Thawed,
+    /// On the way to be frozen.
+    Freezing,
+    /// It is frozen.
+    Frozen,
+}
+
+/// Whom a signal reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The one process.
+    Process,
+    /// Every process of the container.
+    Container,
+}
+
+/// A container that was created.
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Who ends the pod after it.
+    pub lifecycle: Lifecycle,
+    /// The VM it runs in.
+    pub vm: Arc<Vm>,
+    /// How the VM is ended when nothing runs in it any more.
+    pub power_off: PowerOff,
+    /// Its init process.
+    pub init: Arc<Process>,
+    /// Where events go.
+    pub events: Events,
+    execs: Mutex<BTreeMap<String, Arc<exec::Exec>>>,
+    freezer: Mutex<Freezer>,
+}
+
+/// What a container is made of.
+pub struct Parts {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Who ends the pod after it.
+    pub lifecycle: Lifecycle,
+    /// The VM it runs in.
+    pub vm: Arc<Vm>,
+    /// How the VM is to be ended.
+    pub power_off: PowerOff,
+    /// Its init process.
+    pub init: Arc<Process>,
+    /// Where events go.
+    pub events: Events,
+}
+
+impl Container {
+    /// A container whose init process is created.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { id, bundle, lifecycle, vm, power_off, init, events } = parts;
+        Self {
+            id,
+            bundle,
+            lifecycle,
+            vm,
+            power_off,
+            init,
+            events,
+            execs: Mutex::default(),
+            freezer: Mutex::new(Freezer::Thawed),
+        }
+    }
+
+    /// A process by its exec id; empty for the init.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>, TaskError> {
+        if exec.is_empty() { Ok(Arc::clone(&self.init)) } else { Ok(Arc::clone(&self.exec(exec)?.process)) }
+    }
+
+    /// Whether it is frozen.
+    pub fn freezer(&self) -> Freezer {
+        *self.freezer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the init process run. Returns its pid.
+    pub async fn start_init(&self) -> Result<u32, TaskError> {
+        self.init.begin_start()?;
+        if let Err(error) = self.vm.agent.start_process(&self.init.request()).await {
+            self.init.end_start(Phase::Created);
+            return Err(error.about_the_program().into());
+        }
+        let pid = self.init.pid();
+        let mut event = TaskStart::new();
+        event.container_id.clone_from(&self.id);
+        event.pid = pid;
+        self.events.send(Event::Start(event));
+        if let Err(error) = self.record(Some(SystemTime::now())).write(&self.bundle) {
+            log::error!("{error}");
+        }
+        self.init.end_start(Phase::Running);
+        Ok(pid)
+    }
+
+    /// The record for the bundle.
+    pub fn record(&self, started_at: Option<SystemTime>) -> ShimRecord {
+        shim_record(&self.vm, started_at)
+    }
+
+    /// Sends a signal.
+    pub async fn kill(&self, exec: &str, signal: u32, reach: Reach) -> Result<(), TaskError> {
+        if signal > 64 {
+            return Err(TaskError::Invalid(format!("there is no signal {signal}")));
+        }
+        let process = self.process(exec)?;
+        match process.phase() {
+            Phase::Exited(_) => return Err(TaskError::Finished),
+            Phase::Created if process.exec.is_some() => {
+                return Err(TaskError::Precondition {
+                    action: "kill",
+                    subject: "exec",
+                    state: "not started",
+                });
+            }
+            Phase::Created | Phase::Starting | Phase::Running => {}
+        }
+        if signal == 0 {
+            return Ok(());
+        }
+        let request = SignalProcessRequest {
+            container_id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            signal,
+            all: reach == Reach::Container,
+            ..SignalProcessRequest::default()
+        };
+        match self.vm.agent.signal_process(&request).await {
+            Ok(()) => {
+                if signal == libc::SIGKILL.unsigned_abs() {
+                    process.give_up_stalled_output();
+                }
+                Ok(())
+            }
+            // What is gone needs no signal, and NOT_FOUND is what clients tolerate.
+            Err(AgentError::VmEnded(_)) => Err(TaskError::Finished),
+            Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Err(TaskError::Finished),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets the size of a process's terminal. Nothing happens where there is none.
+    pub async fn resize(&self, exec: &str, size: WindowSize) -> Result<(), TaskError> {
+        let process = self.process(exec)?;
+        match process.phase() {
+            Phase::Exited(_) => return Err(TaskError::WrongState { action: "resize", state: "stopped" }),
+            _ if !process.stdio.terminal => return Ok(()),
+            // The agent does not know an exec before its start.
+            Phase::Created | Phase::Starting if process.exec.is_some() => {
+                process.keep_size(size);
+                return Ok(());
+            }
+            Phase::Created | Phase::Starting | Phase::Running => {}
+        }
+        self.send_size(exec, size).await
+    }
+
+    async fn send_size(&self, exec: &str, size: WindowSize) -> Result<(), TaskError> {
+        let request = ResizeTerminalRequest {
+            container_id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            columns: size.columns.min(u32::from(u16::MAX)),
+            rows: size.rows.min(u32::from(u16::MAX)),
+            ..ResizeTerminalRequest::default()
+        };
+        Ok(self.vm.agent.resize_terminal(&request).await?)
+    }
+
+    /// Freezes every process.
+    pub async fn pause(&self) -> Result<(), TaskError> {
+        self.require_running("pause")?;
+        self.freeze_step("pause", Freezer::Thawed, Freezer::Freezing)?;
+        let result = self.vm.agent.pause_container(&self.agent_request()).await;
+        self.set_freezer(if result.is_ok() { Freezer::Frozen } else { Freezer::Thawed });
+        result?;
+        let mut event = TaskPaused::new();
+        event.container_id.clone_from(&self.id);
+        self.events.send(Event::Paused(event));
+        Ok(())
+    }
+
+    /// Lets every process go on.
+    pub async fn resume(&self) -> Result<(), TaskError> {
+        self.require_running("resume")?;
+        self.freeze_step("resume", Freezer::Frozen, Freezer::Freezing)?;
+        let result = self.vm.agent.resume_container(&self.agent_request()).await;
+        self.set_freezer(if result.is_ok() { Freezer::Thawed } else { Freezer::Frozen });
+        result?;
+        let mut event = TaskResumed::new();
+        event.container_id.clone_from(&self.id);
+        self.events.send(Event::Resumed(event));
+        Ok(())
+    }
+
+    /// Changes limits; JSON as the guest gets it.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
+        if matches!(self.init.phase(), Phase::Exited(_)) {
+            return Err(TaskError::WrongState { action: "update", state: "stopped" });
+        }
+        let request = UpdateContainerRequest {
+            container_id: self.id.clone(),
+            resources,
+            ..UpdateContainerRequest::default()
+        };
+        Ok(self.vm.agent.update_container(&request).await?)
+    }
+
+    /// What it uses.
+    pub async fn stats(&self) -> Result<ContainerStatsResponse, TaskError> {
+        let gone = || TaskError::NoUsage(self.id.clone());
+        if matches!(self.init.phase(), Phase::Exited(_)) {
+            return Err(gone());
+        }
+        match self.vm.agent.container_stats(&self.agent_request()).await {
+            Err(AgentError::VmEnded(_)) => Err(gone()),
+            other => Ok(other?),
+        }
+    }
+
+    fn require_running(&self, action: &'static str) -> Result<(), TaskError> {
+        match self.init.phase() {
+            Phase::Running => Ok(()),
+            other => Err(TaskError::WrongState { action, state: other.word() }),
+        }
+    }
+
+    fn freeze_step(&self, action: &'static str, from: Freezer, to: Freezer) -> Result<(), TaskError> {
+        let mut freezer = self.freezer.lock().unwrap_or_else(PoisonError::into_inner);
+        if *freezer == from {
+            *freezer = to;
+            return Ok(());
+        }
+        let state = match *freezer {
+            Freezer::Thawed => "running",
+            Freezer::Freezing => "being paused or resumed",
+            Freezer::Frozen => "paused",
+        };
+        Err(TaskError::WrongState { action, state })
+    }
+
+    fn set_freezer(&self, to: Freezer) {
+        *self.freezer.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
+    fn agent_request(&self) -> ContainerRequest {
+        ContainerRequest { container_id: self.id.clone(), ..ContainerRequest::default() }
+    }
+}
+
+/// The record of a VM's processes.
+pub fn shim_record(vm: &Vm, started_at: Option<SystemTime>) -> ShimRecord {
+    let mut record = own_record(vec![vm.stream_socket().to_owned()]);
+    record.vmm_pid = Some(vm.pid());
+    record.vmm_start_ticks = start_ticks(vm.pid());
+    record.container_pid = Some(vm.pid());
+    record.started_at = started_at.map(crate::time::rfc3339);
+    record
+}
+
+/// The record of this shim alone.
+pub fn own_record(sockets: Vec<PathBuf>) -> ShimRecord {
+    let pid = std::process::id();
+    ShimRecord {
+        shim_pid: pid,
+        shim_start_ticks: start_ticks(pid).unwrap_or_default(),
+        sockets,
+        ..ShimRecord::default()
+    }
+}

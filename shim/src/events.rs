@@ -1,0 +1,177 @@
+//! Events for containerd: one ordered queue, one publisher that reconnects.
+//!
+//! An event that cannot be delivered holds up those behind it, is tried for a bounded time, and is then dropped with
+//! a log line: publishing must neither reorder events nor hold up or kill a pod.
+
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
+    TaskStart,
+};
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim::events::ForwardRequest;
+use containerd_shim_protos::shim_async::EventsClient;
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use ttrpc::asynchronous::Client;
+use ttrpc::context;
+
+use crate::time::timestamp;
+
+/// Environment variable with the address of containerd's ttrpc services.
+pub const ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
+
+const QUEUE: usize = 2048;
+const ATTEMPTS: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const FORWARD_DEADLINE: Duration = Duration::from_secs(5);
+const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A container was created.
+    Create(TaskCreate),
+    /// Its init process runs.
+    Start(TaskStart),
+    /// An exec was registered.
+    ExecAdded(TaskExecAdded),
+    /// An exec runs.
+    ExecStarted(TaskExecStarted),
+    /// A process exited.
+    Exit(TaskExit),
+    /// The OOM killer was at work.
+    Oom(TaskOOM),
+    /// A container was frozen.
+    Paused(TaskPaused),
+    /// A container goes on.
+    Resumed(TaskResumed),
+    /// A container is forgotten.
+    Delete(TaskDelete),
+}
+
+impl Event {
+    fn pack(&self) -> Result<(&'static str, Any), protobuf::Error> {
+        fn any<M: protobuf::MessageFull>(message: &M) -> Result<Any, protobuf::Error> {
+            Ok(Any {
+                type_url: M::descriptor().full_name().to_owned(),
+                value: message.write_to_bytes()?,
+                ..Any::default()
+            })
+        }
+        Ok(match self {
+            Self::Create(event) => ("/tasks/create", any(event)?),
+            Self::Start(event) => ("/tasks/start", any(event)?),
+            Self::ExecAdded(event) => ("/tasks/exec-added", any(event)?),
+            Self::ExecStarted(event) => ("/tasks/exec-started", any(event)?),
+            Self::Exit(event) => ("/tasks/exit", any(event)?),
+            Self::Oom(event) => ("/tasks/oom", any(event)?),
+            Self::Paused(event) => ("/tasks/paused", any(event)?),
+            Self::Resumed(event) => ("/tasks/resumed", any(event)?),
+            Self::Delete(event) => ("/tasks/delete", any(event)?),
+        })
+    }
+}
+
+/// The queue. Clones feed the same publisher.
+#[derive(Clone)]
+pub struct Events {
+    queue: Option<mpsc::Sender<(SystemTime, Event)>>,
+}
+
+/// The publisher's end, to be waited for when the shim ends.
+pub struct Publisher(Option<JoinHandle<()>>);
+
+impl Events {
+    /// Starts a publisher to `address`; without one, events go nowhere.
+    pub fn start(address: Option<String>, namespace: String) -> (Self, Publisher) {
+        let Some(address) = address.filter(|address| !address.is_empty()) else {
+            return (Self { queue: None }, Publisher(None));
+        };
+        let (queue, events) = mpsc::channel(QUEUE);
+        let task = tokio::spawn(publish(address, namespace, events));
+        (Self { queue: Some(queue) }, Publisher(Some(task)))
+    }
+
+    /// Events that nobody wants.
+    pub fn nowhere() -> Self {
+        Self { queue: None }
+    }
+
+    /// Queues an event behind all earlier ones. Never waits.
+    pub fn send(&self, event: Event) {
+        if let Some(queue) = &self.queue
+            && let Err(error) = queue.try_send((SystemTime::now(), event))
+        {
+            log::error!("an event is lost: {error}");
+        }
+    }
+}
+
+impl Publisher {
+    /// Waits until everything is published, for a bounded time. All [`Events`] must have been dropped.
+    pub async fn drain(self) {
+        if let Some(task) = self.0
+            && tokio::time::timeout(DRAIN_DEADLINE, task).await.is_err()
+        {
+            log::warn!("not every event could be published");
+        }
+    }
+}
+
+async fn publish(address: String, namespace: String, mut events: mpsc::Receiver<(SystemTime, Event)>) {
+    // containerd gives a plain path.
+    let address = if address.contains("://") { address } else { format!("unix://{address}") };
+    let mut connection = None;
+    while let Some((at, event)) = events.recv().await {
+        let (topic, any) = match event.pack() {
+            Ok(packed) => packed,
+            Err(error) => {
+                log::error!("an event cannot be encoded: {error}");
+                continue;
+            }
+        };
+        let envelope = Envelope {
+            timestamp: timestamp(at),
+            namespace: namespace.clone(),
+            topic: topic.to_owned(),
+            event: MessageField::some(any),
+            ..Envelope::default()
+        };
+        let request = ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() };
+        forward(&address, &mut connection, topic, &request).await;
+    }
+}
+
+async fn forward(address: &str, connection: &mut Option<Client>, topic: &str, request: &ForwardRequest) {
+    let mut pause = FIRST_PAUSE;
+    for attempt in 1..=ATTEMPTS {
+        match try_forward(address, connection, request).await {
+            Ok(()) => return,
+            Err(error) => {
+                *connection = None;
+                log::debug!("{topic} is not published yet, attempt {attempt}: {error}");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    log::error!("{topic} could not be published");
+}
+
+async fn try_forward(
+    address: &str,
+    connection: &mut Option<Client>,
+    request: &ForwardRequest,
+) -> ttrpc::Result<()> {
+    let client = match connection {
+        Some(client) => client.clone(),
+        None => connection.insert(Client::connect(address).await?).clone(),
+    };
+    let deadline = context::with_duration(FORWARD_DEADLINE);
+    EventsClient::new(client).forward(deadline, request).await.map(drop)
+}

@@ -1,0 +1,255 @@
+//! One pod: the table of its containers and the VM they run in.
+//!
+//! [`Pod`] owns which ids exist and when the shim may end. What happens inside a container is
+//! [`Container`](crate::container::Container)'s, what happens to the VM is [`Vm`]'s.
+
+mod agent;
+mod artifacts;
+mod create;
+mod monitor;
+mod rootfs;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::events::task::TaskDelete;
+use tokio::sync::watch;
+
+pub use agent::{Agent, AgentError};
+pub use artifacts::{ArtifactError, Artifacts};
+pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
+pub use rootfs::{Disk, RootfsError, RootfsPlan};
+pub use vm::{Booting, PowerOff, StartError, Vm, VmSpec};
+
+use crate::container::Container;
+use crate::error::TaskError;
+use crate::events::{Event, Events};
+use crate::paths::PodSockets;
+use crate::process::{Exit, Phase};
+use crate::record::Lifecycle;
+
+/// The longest text of a guest that is repeated to a client, in characters.
+const GUEST_TEXT_MAX: usize = 1024;
+
+/// Text from the guest, fit for logs, errors and terminals: bounded, without control characters.
+pub fn printable(text: &str) -> String {
+    text.chars().take(GUEST_TEXT_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// When a process started, in clock ticks since the host's boot (`proc(5)`, field 22).
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may itself hold spaces and parentheses.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+enum Slot {
+    /// Being created; the sender asks the creation to give up.
+    Creating(watch::Sender<Abandon>),
+    Ready(Arc<Container>),
+    Deleting(Arc<Container>),
+}
+
+/// Whether the table holds anything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occupancy {
+    Empty,
+    Occupied,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Abandon {
+    No,
+    Yes,
+}
+
+/// What a Shutdown may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShutdownMode {
+    /// Nothing that still exists.
+    WhenEmpty,
+    /// Everything.
+    Now,
+}
+
+/// Whether the shim has more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodState {
+    /// It has.
+    Open,
+    /// It may end.
+    Finished,
+}
+
+/// A pod.
+pub struct Pod {
+    events: Mutex<Events>,
+    sockets: PodSockets,
+    table: Mutex<BTreeMap<String, Slot>>,
+    occupancy: watch::Sender<Occupancy>,
+    state: watch::Sender<PodState>,
+}
+
+impl Pod {
+    /// A pod without containers.
+    pub fn new(sockets: PodSockets, events: Events) -> Self {
+        Self {
+            events: Mutex::new(events),
+            sockets,
+            table: Mutex::default(),
+            occupancy: watch::Sender::new(Occupancy::Empty),
+            state: watch::Sender::new(PodState::Open),
+        }
+    }
+
+    /// Waits until the shim may end.
+    pub async fn finished(&self) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.state.subscribe().wait_for(|state| *state == PodState::Finished).await;
+    }
+
+    /// Waits until there has been no container for so long.
+    pub async fn idle(&self, pause: Duration) {
+        let mut occupancy = self.occupancy.subscribe();
+        loop {
+            // The sender is ours: it cannot be gone.
+            let _ = occupancy.wait_for(|now| *now == Occupancy::Empty).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => return,
+                _ = occupancy.wait_for(|now| *now == Occupancy::Occupied) => {}
+            }
+        }
+    }
+
+    /// Lets the publisher end once it has published everything.
+    pub fn close_events(&self) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = Events::nowhere();
+    }
+
+    fn events(&self) -> Events {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the table, and tells who waits for it to be empty.
+    fn with_table<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Slot>) -> T) -> T {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut table);
+        let now = if table.is_empty() { Occupancy::Empty } else { Occupancy::Occupied };
+        self.occupancy.send_if_modified(|before| std::mem::replace(before, now) != now);
+        result
+    }
+
+    /// Whether there is no container, nor one on its way.
+    pub fn is_empty(&self) -> bool {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// A container that exists, be it on its way out.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        match self.table.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            Some(Slot::Ready(container) | Slot::Deleting(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Creating(_)) => Err(TaskError::Precondition {
+                action: "use the container",
+                subject: "container",
+                state: "still being created",
+            }),
+            None => Err(TaskError::NoContainer(id.to_owned())),
+        }
+    }
+
+    /// The pid that stands for a container on the host; 0 for none.
+    pub fn task_pid(&self, id: &str) -> u32 {
+        self.container(id).map(|container| container.init.pid()).unwrap_or_default()
+    }
+
+    /// Forgets a container that is not running, and ends the VM with it. Returns pid and exit of its init.
+    pub async fn delete(&self, id: &str) -> Result<(u32, Exit), TaskError> {
+        let container = self.begin_delete(id)?;
+        // A container that was never started ends with the VM, which has no other.
+        if let Err(error) = container.vm.stop(container.power_off).await {
+            log::error!("{error}");
+        }
+        let exit = container.init.exited().await;
+        let pid = container.init.pid();
+        self.with_table(|table| table.remove(id));
+        let mut event = TaskDelete::new();
+        event.container_id = id.to_owned();
+        event.pid = pid;
+        event.exit_status = exit.status;
+        event.exited_at = crate::time::timestamp(exit.at);
+        self.events().send(Event::Delete(event));
+        Ok((pid, exit))
+    }
+
+    fn begin_delete(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        let container = self.container(id)?;
+        match container.init.phase() {
+            Phase::Exited(_) | Phase::Created => {}
+            running => return Err(TaskError::WrongState { action: "delete", state: running.word() }),
+        }
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        match table.get(id) {
+            Some(Slot::Ready(_)) => {
+                table.insert(id.to_owned(), Slot::Deleting(Arc::clone(&container)));
+                Ok(container)
+            }
+            Some(Slot::Creating(_) | Slot::Deleting(_)) => Err(TaskError::Precondition {
+                action: "delete",
+                subject: "container",
+                state: "already being deleted",
+            }),
+            None => Err(TaskError::NoContainer(id.to_owned())),
+        }
+    }
+
+    /// Lets the shim end: if nothing exists any more, or in any case.
+    pub async fn shut_down(&self, mode: ShutdownMode) {
+        if mode == ShutdownMode::WhenEmpty && !self.is_empty() {
+            return;
+        }
+        let containers: Vec<_> = {
+            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            table
+                .values()
+                .filter_map(|slot| match slot {
+                    Slot::Creating(abandon) => {
+                        abandon.send_replace(Abandon::Yes);
+                        None
+                    }
+                    Slot::Ready(container) | Slot::Deleting(container) => Some(Arc::clone(container)),
+                })
+                .collect()
+        };
+        for container in containers {
+            if let Err(error) = container.vm.stop(PowerOff::Now).await {
+                log::error!("{error}");
+            }
+            container.init.exited().await;
+        }
+        self.finish();
+    }
+
+    /// Ends what a client would have ended, where none will.
+    async fn after_exit(&self, container: &Container) {
+        if let Err(error) = container.vm.stop(container.power_off).await {
+            log::error!("{error}");
+        }
+        match container.lifecycle {
+            Lifecycle::Managed => return,
+            Lifecycle::Keep => {}
+            Lifecycle::Remove => {
+                if let Err(error) = std::fs::remove_dir_all(&container.bundle) {
+                    log::error!("cannot remove {}: {error}", container.bundle.display());
+                }
+            }
+        }
+        self.finish();
+    }
+
+    fn finish(&self) {
+        self.state.send_replace(PodState::Finished);
+    }
+}

@@ -1,0 +1,287 @@
+//! The monitor process: started, asked and watched. One task owns its control socket and reaps it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use hull_protocol::vmm::{
+    CONTROL_FD, Channel, ChannelError, ExitReason, Failure, Message, Received, Request,
+};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long a monitor that has closed its socket may take to exit.
+const EXIT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEnd {
+    /// As the monitor reported.
+    Reported(ExitReason),
+    /// The monitor exited without a report.
+    Vanished(ExitStatus),
+    /// The monitor was lost track of.
+    Lost(String),
+}
+
+impl std::fmt::Display for VmEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Reported(ExitReason::GuestPanic { message }) => {
+                write!(f, "the guest kernel panicked: {}", super::printable(message))
+            }
+            Self::Reported(reason) => reason.fmt(f),
+            Self::Vanished(status) => write!(f, "the monitor ended without a word ({status})"),
+            Self::Lost(what) => write!(f, "the monitor is lost: {what}"),
+        }
+    }
+}
+
+/// Tells when and how a VM ended. Clones tell the same.
+#[derive(Clone)]
+pub struct VmEnded(watch::Receiver<Option<VmEnd>>);
+
+impl VmEnded {
+    /// Waits for the end: the monitor process is reaped and gone.
+    pub async fn wait(&self) -> VmEnd {
+        let mut receiver = self.0.clone();
+        match receiver.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or_else(|| VmEnd::Lost("no end".to_owned())),
+            Err(_) => VmEnd::Lost("nobody watches it".to_owned()),
+        }
+    }
+
+    /// The end, if it has come.
+    pub fn now(&self) -> Option<VmEnd> {
+        self.0.borrow().clone()
+    }
+}
+
+/// Why the monitor could not be started or did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The process could not be started.
+    #[error("cannot start {path}: {source}")]
+    Spawn {
+        /// The executable.
+        path: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The monitor refused a request.
+    #[error("{0}")]
+    Refused(#[from] Failure),
+    /// The control socket failed.
+    #[error("the conversation with the monitor failed: {0}")]
+    Channel(#[from] ChannelError),
+    /// The VM has ended.
+    #[error("the VM ended: {0}")]
+    Ended(VmEnd),
+    /// The monitor said something that is no answer to what was asked.
+    #[error("the monitor answered out of turn")]
+    OutOfTurn,
+}
+
+enum Ask {
+    Request { request: Request, fds: Vec<OwnedFd>, answer: oneshot::Sender<Result<Message, MonitorError>> },
+    Kill,
+}
+
+/// A running monitor. When every clone is dropped, it ends.
+#[derive(Clone)]
+pub struct Monitor {
+    asks: mpsc::Sender<Ask>,
+    end: VmEnded,
+    pid: u32,
+}
+
+impl Monitor {
+    /// Starts the monitor with its control socket. It dies with this process.
+    pub fn spawn(path: &Path) -> Result<Self, MonitorError> {
+        let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
+        let (ours, theirs) = Channel::pair().map_err(failed)?;
+        // Were CONTROL_FD free here, the runtime's own pipe to the child could get that number and be overwritten.
+        let null = File::open("/dev/null").map_err(failed)?;
+        let _occupied = duplicate_from(&null, CONTROL_FD).map_err(failed)?;
+        let socket = theirs.as_raw_fd();
+        let parent = std::process::id();
+        let mut command = Command::new(path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).env_clear();
+        // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls; it does not
+        // allocate. `socket` stays open in the parent until after the spawn.
+        unsafe {
+            command.pre_exec(move || inherit_control_socket(socket, parent));
+        }
+        let child = command.spawn().map_err(failed)?;
+        drop(theirs);
+        let pid = child.id().unwrap_or_default();
+        let channel = AsyncChannel::new(ours)?;
+        let (asks, inbox) = mpsc::channel(8);
+        let (end, ended) = watch::channel(None);
+        tokio::spawn(watch_over(channel, child, inbox, end));
+        Ok(Self { asks, end: VmEnded(ended), pid })
+    }
+
+    /// The monitor's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Tells when the VM has ended.
+    pub fn ended(&self) -> VmEnded {
+        self.end.clone()
+    }
+
+    /// Asks for something that is answered by [`Message::Done`].
+    pub async fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Result<(), MonitorError> {
+        let (answer, answered) = oneshot::channel();
+        if self.asks.send(Ask::Request { request, fds, answer }).await.is_err() {
+            return Err(MonitorError::Ended(self.end.wait().await));
+        }
+        match answered.await {
+            Ok(Ok(Message::Done)) => Ok(()),
+            Ok(Ok(Message::Failed(failure))) => Err(failure.into()),
+            Ok(Ok(_)) => Err(MonitorError::OutOfTurn),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(MonitorError::Ended(self.end.wait().await)),
+        }
+    }
+
+    /// Ends the VM at once and waits until the monitor is gone.
+    pub async fn kill(&self) -> VmEnd {
+        // A task that no longer listens has already seen the end.
+        let _ = self.asks.send(Ask::Kill).await;
+        self.end.wait().await
+    }
+}
+
+/// Owns the control socket and the process until both are gone, then publishes how it ended.
+async fn watch_over(
+    channel: AsyncChannel,
+    mut child: Child,
+    mut inbox: mpsc::Receiver<Ask>,
+    end: watch::Sender<Option<VmEnd>>,
+) {
+    let mut waiting: VecDeque<oneshot::Sender<Result<Message, MonitorError>>> = VecDeque::new();
+    let mut reported = None;
+    loop {
+        tokio::select! {
+            ask = inbox.recv() => match ask {
+                Some(Ask::Request { request, fds, answer }) => {
+                    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                    match channel.send(&request, &borrowed).await {
+                        Ok(()) => waiting.push_back(answer),
+                        // A broken pipe is the end, and its reason is still to be read.
+                        Err(ChannelError::Io(_)) => drop(answer),
+                        // An answer that nobody waits for any more.
+                        Err(error) => drop(answer.send(Err(error.into()))),
+                    }
+                }
+                Some(Ask::Kill) | None => {
+                    if let Err(error) = child.start_kill() {
+                        log::warn!("cannot kill the monitor: {error}");
+                    }
+                    break;
+                }
+            },
+            received = channel.receive::<Message>() => match received {
+                Ok(Some(Received { message: Message::Exited(reason), .. })) => reported = Some(reason),
+                Ok(Some(Received { message, .. })) => match waiting.pop_front() {
+                    Some(answer) => drop(answer.send(Ok(message))),
+                    None => log::warn!("the monitor said something that nobody asked"),
+                },
+                Ok(None) => break,
+                Err(error) => {
+                    log::error!("the monitor's messages cannot be read: {error}");
+                    break;
+                }
+            },
+        }
+    }
+    let status = match tokio::time::timeout(EXIT_DEADLINE, child.wait()).await {
+        Ok(status) => status,
+        Err(_elapsed) => {
+            log::warn!("the monitor does not exit and is killed");
+            match child.start_kill() {
+                Ok(()) => child.wait().await,
+                Err(error) => Err(error),
+            }
+        }
+    };
+    let how = match (reported, status) {
+        (Some(reason), _) => VmEnd::Reported(reason),
+        (None, Ok(status)) => VmEnd::Vanished(status),
+        (None, Err(error)) => VmEnd::Lost(error.to_string()),
+    };
+    log::info!("the VM ended: {how}");
+    end.send_replace(Some(how));
+}
+
+fn inherit_control_socket(socket: i32, parent: u32) -> io::Result<()> {
+    // SAFETY: prctl, getppid, dup2 and fcntl are plain system calls on integers we own.
+    unsafe {
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // The parent may have died before the signal was armed.
+        if u32::try_from(libc::getppid()) != Ok(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        let result = if socket == CONTROL_FD {
+            libc::fcntl(socket, libc::F_SETFD, 0)
+        } else {
+            libc::dup2(socket, CONTROL_FD)
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+fn duplicate_from(file: &File, lowest: i32) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let fd = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A [`Channel`] that waits without blocking the thread.
+pub struct AsyncChannel(AsyncFd<Channel>);
+
+impl AsyncChannel {
+    /// Takes over a channel.
+    pub fn new(channel: Channel) -> Result<Self, ChannelError> {
+        let flags = fcntl(&channel, FcntlArg::F_GETFL).map_err(io::Error::from)?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(&channel, FcntlArg::F_SETFL(flags)).map_err(io::Error::from)?;
+        Ok(Self(crate::readiness::watch(channel)?))
+    }
+
+    /// Sends one message, waiting for room.
+    pub async fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        loop {
+            let mut guard = self.0.writable().await?;
+            match self.0.get_ref().send(message, fds) {
+                Err(error) if error.is_would_block() => guard.clear_ready(),
+                result => return result,
+            }
+        }
+    }
+
+    /// Receives one message; `None` at the end.
+    pub async fn receive<T: DeserializeOwned>(&self) -> Result<Option<Received<T>>, ChannelError> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            match self.0.get_ref().receive() {
+                Err(error) if error.is_would_block() => guard.clear_ready(),
+                result => return result,
+            }
+        }
+    }
+}

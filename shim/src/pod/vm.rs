@@ -1,0 +1,397 @@
+//! One VM from nothing to an agent that answers, and back.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
+use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID};
+use hull_protocol::vmm::{Channel, MachineConfig, PortConnection, Request, VERSION, VsockConfig};
+use tokio::net::UnixStream;
+
+use super::monitor::AsyncChannel;
+use super::{Agent, AgentError, ArtifactError, Artifacts, Disk, Monitor, MonitorError, VmEnd, printable};
+use crate::io::Streams;
+use crate::undo::{Undo, UndoError, remove_file};
+
+/// Environment variable: how long the guest may take to boot, in seconds.
+pub const BOOT_TIMEOUT_VARIABLE: &str = "HULL_BOOT_TIMEOUT_SECS";
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+/// The monitor works without the guest until Boot; slow storage may hold it up.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a guest may take to shut down in good order.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// What of the console is kept for the log.
+const CONSOLE_LIMIT: u64 = 1 << 20;
+/// What of the console is shown in an error.
+const CONSOLE_TAIL: u64 = 2048;
+const CONSOLE_TAIL_LINES: usize = 6;
+const ENTROPY: usize = 64;
+
+const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init";
+
+/// A VM to be started.
+#[derive(Debug)]
+pub struct VmSpec {
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// The disks, open.
+    pub disks: Vec<Disk>,
+    /// File for the guest's console.
+    pub console: PathBuf,
+    /// Path for the monitor's vsock listener.
+    pub stream_socket: PathBuf,
+    /// The pod's host name.
+    pub hostname: String,
+}
+
+/// Why a VM did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The monitor, kernel or initramfs is not there.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// A file or device of the host cannot be opened.
+    #[error("cannot open {what}: {source}")]
+    Open {
+        /// Its path.
+        what: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The variable is no number of seconds.
+    #[error("{BOOT_TIMEOUT_VARIABLE} is {0:?}, not a number of seconds from 1 to 86400")]
+    BootTimeout(String),
+    /// The monitor did not build the VM.
+    #[error("cannot build the VM: {0}")]
+    Monitor(#[from] MonitorError),
+    /// The VM ended before the agent spoke.
+    #[error("the VM ended while booting: {end}{console}")]
+    Died {
+        /// How.
+        end: VmEnd,
+        /// The console's last lines.
+        console: ConsoleTail,
+    },
+    /// The agent did not speak in time.
+    #[error(
+        "the guest did not come up within {} s (see {BOOT_TIMEOUT_VARIABLE}){console}",
+        .deadline.as_secs()
+    )]
+    Silent {
+        /// How long was waited.
+        deadline: Duration,
+        /// The console's last lines.
+        console: ConsoleTail,
+    },
+    /// The agent spoke and something was wrong.
+    #[error("the agent in the guest failed: {0}")]
+    Agent(#[from] AgentError),
+    /// The agent is of another version.
+    #[error(
+        "the agent in the guest speaks version {0} of its API, this shim version {API_VERSION}: install both from one release"
+    )]
+    Version(u32),
+    /// Nobody waits for it any more.
+    #[error("the pod was shut down while the VM was booting")]
+    Abandoned,
+}
+
+/// The last lines of a console, printable; as a suffix to a sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleTail(Vec<String>);
+
+impl std::fmt::Display for ConsoleTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; its console ends: {}", self.0.join(" | ")) }
+    }
+}
+
+/// How a VM is to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerOff {
+    /// The guest syncs and unmounts first.
+    Orderly,
+    /// At once; nothing in it is worth keeping.
+    Now,
+}
+
+/// A VM whose agent answers.
+pub struct Vm {
+    /// The agent.
+    pub agent: Agent,
+    /// The way to the agent's standard streams.
+    pub streams: Streams,
+    monitor: Monitor,
+    stream_socket: PathBuf,
+    undo: std::sync::Mutex<Option<Undo>>,
+}
+
+/// Something between nothing and a [`Vm`].
+pub struct Booting {
+    monitor: Monitor,
+    connections: AsyncChannel,
+    spec: VmSpecRest,
+    undo: Undo,
+}
+
+struct VmSpecRest {
+    console: PathBuf,
+    stream_socket: PathBuf,
+    hostname: String,
+}
+
+impl Booting {
+    /// Opens everything and starts the monitor process; the VM does not exist yet.
+    pub async fn prepare(spec: VmSpec) -> Result<Self, StartError> {
+        let mut undo = Undo::default();
+        match Self::build(spec, &mut undo).await {
+            Ok((monitor, connections, spec)) => Ok(Self { monitor, connections, spec, undo }),
+            Err(error) => {
+                // The failures are logged; the first error is the one to report.
+                let _ = undo.run().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(spec: VmSpec, undo: &mut Undo) -> Result<(Monitor, AsyncChannel, VmSpecRest), StartError> {
+        let artifacts = Artifacts::find()?;
+        let read = |path: &Path| OpenOptions::new().read(true).open(path).map_err(open_error(path));
+        let kvm_path = Path::new("/dev/kvm");
+        let kvm = OpenOptions::new().read(true).write(true).open(kvm_path).map_err(open_error(kvm_path))?;
+        let kernel = read(&artifacts.kernel)?;
+        let initramfs = read(&artifacts.initramfs)?;
+        let console = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&spec.console)
+            .map_err(open_error(&spec.console))?;
+        let listener = bind_private(&spec.stream_socket).map_err(open_error(&spec.stream_socket))?;
+        let path = spec.stream_socket.clone();
+        undo.push("the stream socket", async move { remove_file(&path) });
+        let (ours, theirs) = Channel::pair().map_err(MonitorError::from_io)?;
+
+        let monitor = Monitor::spawn(&artifacts.vmm)?;
+        let killed = monitor.clone();
+        undo.push("the monitor", async move {
+            killed.kill().await;
+            Ok(())
+        });
+        let requests = async {
+            monitor.request(Request::Hello { version: VERSION }, Vec::new()).await?;
+            let machine = MachineConfig {
+                vcpus: spec.vcpus,
+                memory_mib: spec.memory_mib,
+                kernel_args: KERNEL_ARGS.to_owned(),
+                console_limit_bytes: CONSOLE_LIMIT,
+            };
+            let fds = [kvm, kernel, initramfs, console].map(OwnedFd::from).into();
+            monitor.request(Request::Machine(machine), fds).await?;
+            for disk in spec.disks {
+                monitor.request(Request::AddDisk(disk.config), disk.fds).await?;
+            }
+            let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
+            monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
+            monitor.request(Request::AddEntropy, Vec::new()).await
+        };
+        match tokio::time::timeout(SETUP_TIMEOUT, requests).await {
+            Ok(result) => result?,
+            Err(_elapsed) => {
+                return Err(StartError::Silent { deadline: SETUP_TIMEOUT, console: ConsoleTail::default() });
+            }
+        }
+        let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
+        let rest =
+            VmSpecRest { console: spec.console, stream_socket: spec.stream_socket, hostname: spec.hostname };
+        Ok((monitor, connections, rest))
+    }
+
+    /// The monitor's process id.
+    pub fn pid(&self) -> u32 {
+        self.monitor.pid()
+    }
+
+    /// Boots, and waits for the agent. Everything is undone when that fails.
+    pub async fn boot(self) -> Result<Vm, StartError> {
+        let Self { monitor, connections, spec, undo } = self;
+        match boot(&monitor, connections, &spec).await {
+            Ok(agent) => Ok(Vm {
+                agent,
+                streams: Streams::new(spec.stream_socket.clone(), monitor.ended()),
+                monitor,
+                stream_socket: spec.stream_socket,
+                undo: std::sync::Mutex::new(Some(undo)),
+            }),
+            Err(error) => {
+                // The failures are logged; the first error is the one to report.
+                let _ = undo.run().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes what was prepared.
+    pub async fn abandon(self) {
+        // The failures are logged.
+        let _ = self.undo.run().await;
+    }
+}
+
+impl Vm {
+    /// The monitor's process id, which stands for the container's init on the host.
+    pub fn pid(&self) -> u32 {
+        self.monitor.pid()
+    }
+
+    /// The path of the monitor's vsock listener.
+    pub fn stream_socket(&self) -> &Path {
+        &self.stream_socket
+    }
+
+    /// Tells when the VM has ended.
+    pub fn ended(&self) -> super::VmEnded {
+        self.monitor.ended()
+    }
+
+    /// Ends the VM and cleans up. Whoever calls it first does it; others return at once.
+    pub async fn stop(&self, how: PowerOff) -> Result<(), UndoError> {
+        let undo = self.undo.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some(undo) = undo else {
+            self.ended().wait().await;
+            return Ok(());
+        };
+        if how == PowerOff::Orderly && self.ended().now().is_none() {
+            let orderly = async {
+                self.agent.shutdown(&ShutdownRequest::new()).await?;
+                Ok::<_, AgentError>(self.ended().wait().await)
+            };
+            match tokio::time::timeout(SHUTDOWN_TIMEOUT, orderly).await {
+                Ok(Ok(end)) => log::debug!("powered off: {end}"),
+                Ok(Err(error)) => log::warn!("the guest does not shut down: {error}"),
+                Err(_elapsed) => log::warn!("the guest does not shut down in time"),
+            }
+        }
+        undo.run().await
+    }
+}
+
+impl MonitorError {
+    fn from_io(error: io::Error) -> Self {
+        Self::Channel(error.into())
+    }
+}
+
+async fn boot(monitor: &Monitor, connections: AsyncChannel, spec: &VmSpecRest) -> Result<Agent, StartError> {
+    let deadline = boot_timeout(std::env::var_os(BOOT_TIMEOUT_VARIABLE).as_deref())?;
+    let ended = monitor.ended();
+    let up = async {
+        monitor.request(Request::Boot, Vec::new()).await?;
+        match connections.receive::<PortConnection>().await {
+            Ok(Some(mut received)) if received.message.port == CONTROL_PORT && received.fds.len() == 1 => {
+                let fd = received.fds.pop().ok_or(MonitorError::OutOfTurn)?;
+                let stream = std::os::unix::net::UnixStream::from(fd);
+                stream.set_nonblocking(true).map_err(MonitorError::from_io)?;
+                Ok(UnixStream::from_std(stream).map_err(MonitorError::from_io)?)
+            }
+            // The channel's other end is gone: so is the monitor.
+            Ok(None) => Err(MonitorError::Ended(ended.wait().await)),
+            Ok(Some(_)) => Err(MonitorError::OutOfTurn),
+            Err(error) => Err(error.into()),
+        }
+    };
+    let died = |end| StartError::Died { end, console: console_tail(&spec.console) };
+    let connection = tokio::select! {
+        biased;
+        up = tokio::time::timeout(deadline, up) => match up {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(MonitorError::Ended(end))) => return Err(died(end)),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_elapsed) => {
+                return Err(StartError::Silent { deadline, console: console_tail(&spec.console) });
+            }
+        },
+        end = ended.wait() => return Err(died(end)),
+    };
+    // One connection is all there is: the port is closed from here on.
+    drop(connections);
+    let agent = Agent::new(connection, ended);
+    introduce(&agent, spec).await.map_err(|error| match error {
+        StartError::Agent(AgentError::VmEnded(end)) => died(end),
+        other => other,
+    })?;
+    Ok(agent)
+}
+
+async fn introduce(agent: &Agent, spec: &VmSpecRest) -> Result<(), StartError> {
+    let info = agent.info(&InfoRequest { api_version: API_VERSION, ..InfoRequest::default() }).await?;
+    if info.api_version != API_VERSION {
+        return Err(StartError::Version(info.api_version));
+    }
+    log::info!("agent {} on Linux {}", printable(&info.agent_version), printable(&info.kernel_release));
+    let mut entropy = vec![0; ENTROPY];
+    let source = Path::new("/dev/urandom");
+    File::open(source).and_then(|mut file| file.read_exact(&mut entropy)).map_err(open_error(source))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let request = ConfigurePodRequest {
+        hostname: spec.hostname.clone(),
+        realtime_nanos: i64::try_from(now.as_nanos()).unwrap_or_default(),
+        entropy,
+        ..ConfigurePodRequest::default()
+    };
+    Ok(agent.configure_pod(&request).await?)
+}
+
+fn boot_timeout(variable: Option<&std::ffi::OsStr>) -> Result<Duration, StartError> {
+    let Some(value) = variable else { return Ok(BOOT_TIMEOUT) };
+    let text = value.to_string_lossy();
+    match text.parse::<u64>() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err(StartError::BootTimeout(text.into_owned())),
+    }
+}
+
+/// A listening socket that only this user may connect to.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    // Whatever lies there is a dead pod's: the directory is ours alone, and the task socket is the lock.
+    remove_file(path)?;
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn open_error(path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Open { what: path.display().to_string(), source }
+}
+
+fn console_tail(path: &Path) -> ConsoleTail {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(CONSOLE_TAIL).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_else(|error| format!("(unreadable: {error})").into_bytes());
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut lines: Vec<String> = text
+        .lines()
+        .rev()
+        .map(printable)
+        .filter(|line| !line.trim().is_empty())
+        .take(CONSOLE_TAIL_LINES)
+        .collect();
+    lines.reverse();
+    ConsoleTail(lines)
+}

@@ -1,0 +1,222 @@
+//! The task service: containerd's requests in, its status codes out.
+//!
+//! ttrpc drops a handler when its client disconnects. So every request that changes something runs as a task of its
+//! own: it is finished whoever still waits for the answer.
+
+mod convert;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api;
+use containerd_shim_protos::shim_async::{Task, create_task};
+use protobuf::MessageField;
+use ttrpc::asynchronous::{Service, TtrpcContext};
+use ttrpc::proto::Code;
+
+use crate::container::Reach;
+use crate::error::TaskError;
+use crate::io::StdioSpec;
+use crate::pod::{Pod, ShutdownMode};
+use crate::process::WindowSize;
+use crate::time::timestamp;
+
+const SERVICE_V3: &str = "containerd.task.v3.Task";
+const SERVICE_V2: &str = "containerd.task.v2.Task";
+
+/// The task service of a pod under both names that containerd calls it by; the messages are the same.
+pub fn services(pod: &Arc<Pod>) -> HashMap<String, Service> {
+    let make = || create_task(Arc::new(TaskService { pod: Arc::clone(pod) }));
+    let v2 = make().remove(SERVICE_V3).map(|service| (SERVICE_V2.to_owned(), service));
+    make().into_iter().chain(v2).collect()
+}
+
+struct TaskService {
+    pod: Arc<Pod>,
+}
+
+impl TaskService {
+    /// Runs a request to its end, even if the client goes away.
+    async fn run<T, F, W>(&self, work: W) -> ttrpc::Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, TaskError>> + Send + 'static,
+        W: FnOnce(Arc<Pod>) -> F,
+    {
+        match tokio::spawn(work(Arc::clone(&self.pod))).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                log::info!("{error}");
+                Err(error.to_status())
+            }
+            Err(error) => {
+                log::error!("a request ended early: {error}");
+                Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, "the request ended early")))
+            }
+        }
+    }
+}
+
+fn now<T>(result: Result<T, TaskError>) -> ttrpc::Result<T> {
+    result.map_err(|error| error.to_status())
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
+        log::info!("create {}", request.id);
+        let pid = self.run(|pod| async move { pod.create(request).await }).await?;
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+        let pid = self
+            .run(|pod| async move {
+                let container = pod.container(&request.id)?;
+                if request.exec_id.is_empty() {
+                    container.start_init().await
+                } else {
+                    container.start_exec(&request.exec_id).await
+                }
+            })
+            .await?;
+        Ok(api::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
+        now((|| {
+            let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
+            self.pod.container(&request.id)?.add_exec(&request.exec_id, &request.spec.value, stdio)
+        })())?;
+        Ok(api::Empty::new())
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: api::DeleteRequest,
+    ) -> ttrpc::Result<api::DeleteResponse> {
+        let (pid, exit) = self
+            .run(|pod| async move {
+                if request.exec_id.is_empty() {
+                    pod.delete(&request.id).await
+                } else {
+                    pod.container(&request.id)?.delete_exec(&request.exec_id).await
+                }
+            })
+            .await?;
+        Ok(api::DeleteResponse {
+            pid,
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at),
+            ..Default::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<api::Empty> {
+        let reach = if request.all { Reach::Container } else { Reach::Process };
+        self.run(|pod| async move {
+            pod.container(&request.id)?.kill(&request.exec_id, request.signal, reach).await
+        })
+        .await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+        // Changes nothing, so it may end with its client.
+        let process = now(self.pod.container(&request.id).and_then(|c| c.process(&request.exec_id)))?;
+        let exit = process.exited().await;
+        Ok(api::WaitResponse {
+            exit_status: exit.status,
+            exited_at: timestamp(exit.at),
+            ..Default::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+        let container = now(self.pod.container(&request.id))?;
+        let process = now(container.process(&request.exec_id))?;
+        Ok(convert::state(&container, &process))
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+        let container = now(self.pod.container(&request.id))?;
+        Ok(convert::pids(&container))
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        self.run(|pod| async move { pod.container(&request.id)?.pause().await }).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        self.run(|pod| async move { pod.container(&request.id)?.resume().await }).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
+        let process = now(self.pod.container(&request.id).and_then(|c| c.process(&request.exec_id)))?;
+        if request.stdin {
+            process.close_stdin();
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResizePtyRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let size = WindowSize { columns: request.width, rows: request.height };
+        self.run(|pod| async move { pod.container(&request.id)?.resize(&request.exec_id, size).await })
+            .await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
+        self.run(|pod| async move {
+            let container = pod.container(&request.id)?;
+            let resources = crate::spec::update_resources(&request.resources.value)?;
+            container.update(resources).await
+        })
+        .await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let stats = self.run(|pod| async move { pod.container(&request.id)?.stats().await }).await?;
+        let stats = MessageField::some(convert::metrics(&stats)?);
+        Ok(api::StatsResponse { stats, ..Default::default() })
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConnectRequest,
+    ) -> ttrpc::Result<api::ConnectResponse> {
+        Ok(api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: self.pod.task_pid(&request.id),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
+        let mode = if request.now { ShutdownMode::Now } else { ShutdownMode::WhenEmpty };
+        self.run(|pod| async move {
+            pod.shut_down(mode).await;
+            Ok(())
+        })
+        .await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+        Err(TaskError::Unsupported("checkpoints are not supported").to_status())
+    }
+}

@@ -1,0 +1,138 @@
+//! The OCI runtime-spec of a container: read from the bundle, asked for the shape of the VM, and translated into what
+//! the guest can honour.
+//!
+//! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
+//! what would silently change the container's meaning is an error.
+
+mod shape;
+mod translate;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use ttrpc::proto::Code;
+
+pub use shape::VmShape;
+
+use crate::record::Lifecycle;
+
+/// The longest config.json, in bytes; it must fit in one message to the agent.
+const CONFIG_MAX: u64 = 2 << 20;
+
+/// The kernel's limit (`__NEW_UTS_LEN`); an id may be longer.
+const HOSTNAME_MAX: usize = 64;
+
+/// Why a container's configuration cannot be honoured.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Too long.
+    #[error("{path} is longer than {CONFIG_MAX} bytes", path = .0.display())]
+    TooLong(PathBuf),
+    /// No runtime-spec.
+    #[error("{what} is no valid OCI runtime-spec: {source}")]
+    Malformed {
+        /// Which document.
+        what: &'static str,
+        /// Where it goes wrong.
+        source: serde_json::Error,
+    },
+    /// A part without which no container can run.
+    #[error("config.json lacks {0}")]
+    Missing(&'static str),
+    /// An annotation of ours with a value that cannot be right.
+    #[error("annotation {name}: {value:?} is not {wanted}")]
+    Annotation {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// Something that a VM cannot do, at least not yet.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl SpecError {
+    /// The status code for the client.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::Malformed { .. } | Self::Missing(_) | Self::Annotation { .. } | Self::TooLong(_) => {
+                Code::INVALID_ARGUMENT
+            }
+            Self::Read { .. } => Code::UNKNOWN,
+        }
+    }
+}
+
+/// A container's configuration, parsed and checked.
+#[derive(Clone, Debug)]
+pub struct ContainerConfig {
+    /// The runtime-spec as the guest gets it, JSON.
+    pub guest_spec: Vec<u8>,
+    /// The VM it asks for.
+    pub shape: VmShape,
+    /// The pod's host name.
+    pub hostname: String,
+    /// Who ends the pod.
+    pub lifecycle: Lifecycle,
+}
+
+impl ContainerConfig {
+    /// Reads `config.json` of a bundle.
+    pub fn read(bundle: &Path, id: &str) -> Result<Self, SpecError> {
+        let path = bundle.join("config.json");
+        let failed = |source| SpecError::Read { path: path.clone(), source };
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(&path).map_err(failed)?;
+        file.take(CONFIG_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > CONFIG_MAX {
+            return Err(SpecError::TooLong(path));
+        }
+        Self::parse(&bytes, id)
+    }
+
+    fn parse(json: &[u8], id: &str) -> Result<Self, SpecError> {
+        let malformed = |source| SpecError::Malformed { what: "config.json", source };
+        let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
+        let shape = VmShape::of(&spec)?;
+        let lifecycle = shape::lifecycle(&spec)?;
+        translate::container(&mut spec, id)?;
+        let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
+        if hostname.len() > HOSTNAME_MAX {
+            let end =
+                (0..=HOSTNAME_MAX).rev().find(|&end| hostname.is_char_boundary(end)).unwrap_or_default();
+            hostname.truncate(end);
+        }
+        let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
+        Ok(Self { guest_spec, shape, hostname, lifecycle })
+    }
+}
+
+/// Translates the Process of an exec: JSON in, JSON out.
+pub fn exec_process(json: &[u8], terminal: crate::container::Terminal) -> Result<Vec<u8>, SpecError> {
+    let malformed = |source| SpecError::Malformed { what: "the exec's process", source };
+    let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
+    translate::process(&mut process)?;
+    process.set_terminal(Some(terminal == crate::container::Terminal::Yes));
+    serde_json::to_vec(&process).map_err(malformed)
+}
+
+/// Translates the LinuxResources of an update: JSON in, JSON out.
+pub fn update_resources(json: &[u8]) -> Result<Vec<u8>, SpecError> {
+    let malformed = |source| SpecError::Malformed { what: "the update", source };
+    let mut resources: LinuxResources = serde_json::from_slice(json).map_err(malformed)?;
+    translate::resources(&mut resources);
+    serde_json::to_vec(&resources).map_err(malformed)
+}

@@ -1,0 +1,261 @@
+//! The table of what changes between a host's runtime-spec and the guest's.
+//!
+//! | property | in the guest |
+//! |---|---|
+//! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
+//! | `hooks`: prestart, poststart, poststop | stripped: they configure the host |
+//! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
+//! | `mounts` that bind host paths | refused, but /etc/hostname, /etc/hosts and /etc/resolv.conf, which are stripped, and /dev/shm, which becomes a tmpfs |
+//! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
+//! | `linux.cgroupsPath` | `/` and the container's id |
+//! | `linux.namespaces`: network | stripped, with or without path: the VM is the boundary |
+//! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
+//! | `linux.devices` | character devices kept, block devices refused |
+//! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |
+//! | `linux.intelRdt`, `linux.netDevices`, `linux.memoryPolicy` | stripped: they configure the host's hardware |
+//! | everything else | kept |
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
+};
+
+use super::SpecError;
+
+/// Files that engines bind into every container; in a VM there is nothing to share them with yet.
+const ENGINE_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+const SHM: &str = "/dev/shm";
+const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// Translates a container's spec in place.
+pub fn container(spec: &mut Spec, id: &str) -> Result<(), SpecError> {
+    process(spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?)?;
+    if let Some(root) = spec.root_mut() {
+        root.set_path(PathBuf::from("rootfs"));
+    } else {
+        return Err(SpecError::Missing("root"));
+    }
+    if let Some(hooks) = spec.hooks() {
+        check_hooks(hooks)?;
+        spec.set_hooks(None);
+    }
+    let mounts = spec.mounts().clone().unwrap_or_default();
+    let mounts: Vec<Mount> = mounts
+        .into_iter()
+        .filter_map(|mount| translate_mount(mount).transpose())
+        .collect::<Result<_, _>>()?;
+    spec.set_mounts(Some(mounts));
+    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id)
+}
+
+/// Translates a process in place.
+pub fn process(process: &mut Process) -> Result<(), SpecError> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(SpecError::Missing("process.args: there is no program to run"));
+    }
+    if process.apparmor_profile().is_some() || process.selinux_label().is_some() {
+        log::debug!("AppArmor profile and SELinux label are left out: the VM confines the container");
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+    }
+    Ok(())
+}
+
+/// Translates limits in place.
+pub fn resources(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut()
+        && (cpu.cpus().is_some() || cpu.mems().is_some())
+    {
+        log::info!("the cpuset is left out: it counts the host's CPUs and memory nodes");
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
+    if resources.block_io().is_some() || resources.network().is_some() || resources.rdma().is_some() {
+        log::info!("limits of block, network and RDMA devices are left out: they name the host's devices");
+        resources.set_block_io(None);
+        resources.set_network(None);
+        resources.set_rdma(None);
+    }
+}
+
+fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
+    // The deprecated prestart hooks are still what docker writes.
+    #[allow(deprecated)]
+    let stripped =
+        [("prestart", hooks.prestart()), ("poststart", hooks.poststart()), ("poststop", hooks.poststop())];
+    let refused = [
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+    ];
+    let injects = refused.iter().find_map(|(name, hooks)| Some((name, hooks.as_ref()?.first()?)));
+    if let Some((name, hook)) = injects {
+        return Err(SpecError::Unsupported(format!(
+            "the {name} hook {} is not supported: it would run outside the VM",
+            hook.path().display()
+        )));
+    }
+    for (name, hook) in
+        stripped.iter().flat_map(|(name, hooks)| hooks.iter().flatten().map(move |hook| (name, hook)))
+    {
+        log::warn!("the {name} hook {} is left out: it would run outside the VM", hook.path().display());
+    }
+    Ok(())
+}
+
+fn translate_mount(mut mount: Mount) -> Result<Option<Mount>, SpecError> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let binds = options.iter().any(|option| option == "bind" || option == "rbind");
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    let destination = mount.destination();
+    if !binds && kind != "bind" && kind != "rbind" {
+        return if GUEST_FILE_SYSTEMS.contains(&kind) {
+            Ok(Some(mount))
+        } else {
+            Err(SpecError::Unsupported(format!(
+                "the mount of type {kind:?} at {} is not supported",
+                destination.display()
+            )))
+        };
+    }
+    if ENGINE_FILES.iter().any(|file| destination == Path::new(file)) {
+        log::info!(
+            "the host's {} is left out: sharing files with the VM is not supported yet",
+            destination.display()
+        );
+        return Ok(None);
+    }
+    if destination == Path::new(SHM) {
+        mount.set_typ(Some("tmpfs".to_owned()));
+        mount.set_source(Some(PathBuf::from("shm")));
+        let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+        mount.set_options(Some(options.map(str::to_owned).into()));
+        return Ok(Some(mount));
+    }
+    let source = mount.source().as_deref().unwrap_or(Path::new("?"));
+    Err(SpecError::Unsupported(format!(
+        "the bind mount of {} at {} is not supported yet: the VM cannot share files with the host",
+        source.display(),
+        destination.display()
+    )))
+}
+
+fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
+    linux.set_cgroups_path(Some(Path::new("/").join(id)));
+    linux.set_mount_label(None);
+    linux.set_intel_rdt(None);
+    linux.set_net_devices(None);
+    linux.set_memory_policy(None);
+    if let Some(resources) = linux.resources_mut() {
+        self::resources(resources);
+    }
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+    if let Some(foreign) = namespaces.iter().find(|namespace| namespace.path().is_some()) {
+        return Err(SpecError::Unsupported(format!(
+            "joining the {} namespace of another container is not supported yet: every container has a VM of its own",
+            foreign.typ()
+        )));
+    }
+    linux.set_namespaces(Some(namespaces));
+    let devices = linux.devices().as_deref().unwrap_or_default();
+    if let Some(device) = devices.iter().find(|device| device.typ() == LinuxDeviceType::B) {
+        return Err(SpecError::Unsupported(format!(
+            "the block device {} is not supported yet",
+            device.path().display()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn base() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "/host/rootfs", "readonly": true},
+            "process": {
+                "args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0},
+                "apparmorProfile": "docker-default", "selinuxLabel": "x", "noNewPrivileges": true
+            },
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {
+                "cgroupsPath": "system.slice:docker:abc",
+                "namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/x"}, {"type": "mount"}],
+                "resources": {"cpu": {"cpus": "3", "shares": 512}, "pids": {"limit": 10}},
+                "maskedPaths": ["/proc/kcore"]
+            }
+        })
+    }
+
+    fn translated(spec: Value) -> Result<Value, SpecError> {
+        let mut spec: Spec = serde_json::from_value(spec).unwrap();
+        container(&mut spec, "web")?;
+        Ok(serde_json::to_value(&spec).unwrap())
+    }
+
+    #[test]
+    fn what_belongs_to_the_host_is_left_out() {
+        let spec = translated(base()).unwrap();
+        assert_eq!(spec["linux"]["cgroupsPath"], "/web");
+        assert_eq!(spec["linux"]["namespaces"], json!([{"type": "pid"}, {"type": "mount"}]));
+        assert_eq!(spec["linux"]["resources"]["cpu"], json!({"shares": 512}));
+        assert_eq!(spec["linux"]["resources"]["pids"]["limit"], 10);
+        assert!(spec["process"].get("apparmorProfile").is_none());
+        assert!(spec["process"].get("selinuxLabel").is_none());
+        assert_eq!(spec["process"]["noNewPrivileges"], true, "security settings stay");
+        assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/kcore"]));
+        assert_eq!(spec["root"]["readonly"], true);
+    }
+
+    #[test]
+    fn host_mounts_are_named() {
+        let mut spec = base();
+        spec["mounts"] = json!([
+            {"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["rbind"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["rbind"]}
+        ]);
+        let mounts = translated(spec.clone()).unwrap()["mounts"].clone();
+        assert_eq!(mounts.as_array().unwrap().len(), 1);
+        assert_eq!(mounts[0]["type"], "tmpfs");
+
+        for mount in [
+            json!({"destination": "/data", "source": "/srv/data", "options": ["rbind", "ro"]}),
+            json!({"destination": "/data", "type": "bind", "source": "/srv/data"}),
+        ] {
+            spec["mounts"] = json!([mount]);
+            let error = translated(spec.clone()).unwrap_err().to_string();
+            assert!(error.contains("/srv/data") && error.contains("/data"), "{error}");
+        }
+        spec["mounts"] = json!([{"destination": "/n", "type": "nfs", "source": "host:/x"}]);
+        assert!(translated(spec).unwrap_err().to_string().contains("nfs"));
+    }
+
+    #[test]
+    fn hooks_that_inject_are_refused() {
+        let mut spec = base();
+        spec["hooks"] = json!({"prestart": [{"path": "/bin/libnetwork"}]});
+        assert!(translated(spec.clone()).unwrap().get("hooks").is_none());
+        spec["hooks"] = json!({"createRuntime": [{"path": "/bin/nvidia"}]});
+        assert!(translated(spec).unwrap_err().to_string().contains("/bin/nvidia"));
+    }
+
+    #[test]
+    fn namespaces_of_others_are_refused() {
+        let mut spec = base();
+        spec["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}]);
+        assert!(translated(spec).unwrap_err().to_string().contains("ipc"));
+    }
+
+    #[test]
+    fn no_program_is_an_error() {
+        let mut spec = base();
+        spec["process"]["args"] = json!([]);
+        assert!(translated(spec).unwrap_err().to_string().contains("process.args"));
+    }
+}
