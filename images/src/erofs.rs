@@ -3,7 +3,8 @@
 //!
 //! A *layer blob* is a complete file system by itself, with overlayfs whiteouts. A *fused index* is the merged
 //! metadata of several layers; `[index | blob 0 | blob 1 | ...]`, concatenated, is one file system whose files refer
-//! to the blocks of the blobs. 4096-byte blocks, uncompressed, nothing that Linux 5.16 cannot mount.
+//! to the blocks of the blobs. 4096-byte blocks, uncompressed. Linux mounts the concatenation since 6.4, the parts
+//! as `device=` options since 5.16.
 
 mod blocks;
 mod directory;

@@ -2,7 +2,7 @@
 //! that the kernel finds a name by binary search.
 
 use super::BLOCK_SIZE;
-use super::format::{DIRENT_SIZE, NAME_MAX, u16_at, u64_at};
+use super::format::{DIRENT_SIZE, NAME_MAX, low16, u16_at, u64_at};
 use super::tree::Name;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -47,7 +47,7 @@ pub(crate) fn encode(mut entries: &[Dirent<'_>]) -> Vec<u8> {
         let mut name_offset = count * DIRENT_SIZE;
         for entry in now {
             out.extend_from_slice(&entry.nid.to_le_bytes());
-            out.extend_from_slice(&(name_offset as u16).to_le_bytes());
+            out.extend_from_slice(&low16(name_offset as u64).to_le_bytes());
             out.extend_from_slice(&[entry.file_type, 0]);
             name_offset += entry.name.len();
         }

@@ -20,6 +20,10 @@ pub(crate) const XATTR_HEADER_SIZE: usize = 12;
 /// Bytes of an extended attribute's own header.
 pub(crate) const XATTR_ENTRY_SIZE: usize = 4;
 
+/// Where the device table starts, in slots from the start of the disk.
+const FIRST_DEVICE_SLOT: u16 = 9;
+const _: () = assert!(FIRST_DEVICE_SLOT as usize * DEVICE_SLOT_SIZE == SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE);
+
 const MAGIC: u32 = 0xE0F5_E1E2;
 const BLOCK_BITS: u8 = 12;
 const COMPAT_CHECKSUM: u32 = 1;
@@ -113,10 +117,9 @@ pub(crate) fn encode_header(superblock: &Superblock, slots: &[DeviceSlot]) -> Ve
     sb[40..44].copy_from_slice(&superblock.meta_block.to_le_bytes());
     sb[48..64].copy_from_slice(&superblock.uuid);
     if superblock.devices > 0 {
-        const FIRST_SLOT: u16 = ((SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE) / DEVICE_SLOT_SIZE) as u16;
         sb[80..84].copy_from_slice(&INCOMPAT_DEVICE_TABLE.to_le_bytes());
         sb[86..88].copy_from_slice(&superblock.devices.to_le_bytes());
-        sb[88..90].copy_from_slice(&FIRST_SLOT.to_le_bytes());
+        sb[88..90].copy_from_slice(&FIRST_DEVICE_SLOT.to_le_bytes());
     }
     let table = &mut out[SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE..];
     for (bytes, slot) in table.chunks_exact_mut(DEVICE_SLOT_SIZE).zip(slots) {
@@ -289,6 +292,6 @@ fn checksum(bytes: &[u8]) -> u32 {
 }
 
 /// The low 16 bits of a value that the caller has found to fit them.
-fn low16(value: u64) -> u16 {
+pub(crate) fn low16(value: u64) -> u16 {
     (value & 0xffff) as u16
 }

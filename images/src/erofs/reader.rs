@@ -6,11 +6,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::BLOCK_SIZE;
 use super::directory::decode_block;
 use super::format::{DiskInode, INODE_SLOT, Layout, Superblock, decode_superblock, mode};
 use super::resolve::SYMLINKS_MAX;
-use super::tree::{Name, Xattr};
-use super::{BLOCK_SIZE, xattr};
+use super::tree::Name;
+#[cfg(test)]
+use super::{tree::Xattr, xattr};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// The longest link target that this crate writes.
@@ -122,6 +124,7 @@ impl Disk {
     }
 
     /// The entries of a directory, `.` and `..` included.
+    #[cfg(test)]
     pub(crate) fn entries(&self, directory: &Found) -> Result<Vec<(Name, u64)>, ReadError> {
         let mut entries = Vec::new();
         let mut offset = 0;
@@ -145,6 +148,7 @@ impl Disk {
         Ok(None)
     }
 
+    #[cfg(test)]
     pub(crate) fn xattrs(&self, found: &Found) -> Result<Vec<Xattr>, ReadError> {
         let mut area = vec![0; found.inode.xattr_bytes];
         self.read_at(self.inode_offset(found.nid)? + found.inode.encoded_size() as u64, &mut area)?;
@@ -160,7 +164,7 @@ impl Disk {
         if size > self.length() {
             return Err(ReadError::Corrupt("file larger than the disk"));
         }
-        let mut out = vec![0; size as usize];
+        let mut out = vec![0; usize::try_from(size).map_err(|_| ReadError::Corrupt("size"))?];
         self.read_content(found, 0, &mut out)?;
         Ok(out)
     }

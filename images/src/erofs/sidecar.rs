@@ -93,12 +93,13 @@ fn number_inodes(tree: &Tree) -> (Vec<InodeId>, Vec<u32>) {
     let mut numbers = vec![UNSEEN; tree.inodes.len()];
     let mut order = vec![InodeId::ROOT];
     numbers[0] = 0;
-    let mut next = 0;
+    let (mut next, mut next_number) = (0, 1);
     while let Some(&id) = order.get(next) {
         next += 1;
         for child in tree.inode(id).directory().into_iter().flat_map(|directory| directory.entries.values()) {
             if numbers[child.index()] == UNSEEN {
-                numbers[child.index()] = order.len() as u32;
+                numbers[child.index()] = next_number;
+                next_number += 1;
                 order.push(*child);
             }
         }
@@ -158,18 +159,17 @@ fn encode_device(tag: u64, device: Device, out: &mut Encoder) {
 
 fn decode(body: &[u8]) -> Result<LayerTree, &'static str> {
     let mut input = Decoder::new(body);
-    let blob_blocks = input.number(u32::MAX.into(), "blob length")? as u32;
+    let blob_blocks = input.number(u32::MAX, "blob length")?;
     // Every inode takes at least a dozen bytes.
-    let count = input.number(body.len() as u64 / 12, "inode count")? as u32;
+    let count: usize = input.number(body.len() / 12, "inode count")?;
     if count == 0 {
         return Err("no root");
     }
-    let mut inodes = Vec::with_capacity(count as usize);
-    // 0 for inodes that nothing names yet, else the depth at which they were named.
-    let mut named = vec![false; count as usize];
+    let mut inodes = Vec::with_capacity(count);
+    let mut named = vec![false; count];
     named[0] = true;
     for number in 0..count {
-        if !named[number as usize] {
+        if !named[number] {
             return Err("inode without a name");
         }
         let inode = decode_inode(&mut input, number, &mut named, blob_blocks)?;
@@ -201,12 +201,12 @@ fn check_directories(tree: &Tree) -> Result<(), &'static str> {
 
 fn decode_inode(
     input: &mut Decoder<'_>,
-    number: u32,
+    number: usize,
     named: &mut [bool],
     blob_blocks: u32,
 ) -> Result<Inode, &'static str> {
     let metadata = decode_metadata(input)?;
-    let kind = match input.number(8, "kind")? {
+    let kind = match input.number(8_u8, "kind")? {
         0 => Kind::Directory(decode_directory(input, number, named)?),
         1 => Kind::File(decode_extent(input, blob_blocks)?),
         2 => Kind::Symlink(nonempty(input.bytes(PATH_MAX, "link target")?)?),
@@ -225,14 +225,14 @@ fn nonempty(bytes: &[u8]) -> Result<Box<[u8]>, &'static str> {
 }
 
 fn decode_metadata(input: &mut Decoder<'_>) -> Result<Metadata, &'static str> {
-    let permissions = input.number(0o7777, "mode")? as u16;
-    let uid = input.number(u32::MAX.into(), "uid")? as u32;
-    let gid = input.number(u32::MAX.into(), "gid")? as u32;
+    let permissions = input.number(0o7777, "mode")?;
+    let uid = input.number(u32::MAX, "uid")?;
+    let gid = input.number(u32::MAX, "gid")?;
     let seconds = i64::from_le_bytes(input.array()?);
-    let nanoseconds = input.number(999_999_999, "time")? as u32;
+    let nanoseconds = input.number(999_999_999, "time")?;
     let mut xattrs: Vec<Xattr> = Vec::new();
     let mut total = 0;
-    for _ in 0..input.number(64 << 10, "attribute count")? {
+    for _ in 0..input.number(64_u32 << 10, "attribute count")? {
         let name: Box<[u8]> = input.bytes(NAME_MAX, "attribute name")?.into();
         let value: Box<[u8]> = input.bytes(u16::MAX.into(), "attribute value")?.into();
         let ordered = xattrs.last().is_none_or(|last| last.name < name);
@@ -250,42 +250,44 @@ fn decode_metadata(input: &mut Decoder<'_>) -> Result<Metadata, &'static str> {
 
 fn decode_directory(
     input: &mut Decoder<'_>,
-    number: u32,
+    number: usize,
     named: &mut [bool],
 ) -> Result<Directory, &'static str> {
-    let origin = if input.number(1, "origin")? == 1 { Origin::Implied } else { Origin::Explicit };
+    let origin = if input.number(1_u8, "origin")? == 1 { Origin::Implied } else { Origin::Explicit };
     let visibility =
-        if input.number(1, "visibility")? == 1 { Visibility::Opaque } else { Visibility::Merged };
+        if input.number(1_u8, "visibility")? == 1 { Visibility::Opaque } else { Visibility::Merged };
     let mut entries: Vec<(Name, InodeId)> = Vec::new();
-    for _ in 0..input.number(u32::MAX.into(), "entry count")? {
+    for _ in 0..input.number(u32::MAX, "entry count")? {
         let name: Name = input.bytes(NAME_MAX, "name")?.into();
         let forbidden =
             matches!(&*name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/'));
         if forbidden || entries.last().is_some_and(|(last, _)| *last >= name) {
             return Err("name");
         }
-        let child = input.number(named.len() as u64 - 1, "entry")? as u32;
-        if child <= number {
+        let child: u32 = input.number(u32::MAX, "entry")?;
+        let child = InodeId(child);
+        // Parents first: so there is no cycle.
+        let Some(named) = named.get_mut(child.index()).filter(|_| child.index() > number) else {
             return Err("entry");
-        }
-        named[child as usize] = true;
-        entries.push((name, InodeId(child)));
+        };
+        *named = true;
+        entries.push((name, child));
     }
     Ok(Directory { entries: entries.into_iter().collect(), origin, visibility })
 }
 
 fn decode_extent(input: &mut Decoder<'_>, blob_blocks: u32) -> Result<Extent, &'static str> {
     let size = input.number(u64::MAX, "size")?;
-    let start = input.number(blob_blocks.into(), "start")?;
-    let end = start + size.div_ceil(BLOCK_SIZE.into());
+    let start: u32 = input.number(blob_blocks, "start")?;
+    let end = u64::from(start) + size.div_ceil(BLOCK_SIZE.into());
     if end > blob_blocks.into() || (size == 0) != (start == 0) {
         return Err("file outside the blob");
     }
-    Ok(Extent { size, part: 0, start: start as u32 })
+    Ok(Extent { size, part: 0, start })
 }
 
 fn decode_device(input: &mut Decoder<'_>) -> Result<Device, &'static str> {
-    let major = input.number((1 << 12) - 1, "device")? as u32;
-    let minor = input.number((1 << 20) - 1, "device")? as u32;
+    let major = input.number((1 << 12) - 1, "device")?;
+    let minor = input.number((1 << 20) - 1, "device")?;
     Ok(Device { major, minor })
 }

@@ -167,7 +167,8 @@ impl Tree {
         &mut self.inodes[id.index()]
     }
 
-    /// Adds an inode, which no directory names yet. Trees have far fewer than 2^32 inodes: entries are limited.
+    /// Adds an inode, which no directory names yet.
+    #[expect(clippy::cast_possible_truncation, reason = "memory ends long before 2^32 inodes")]
     pub(crate) fn push(&mut self, inode: Inode) -> InodeId {
         self.inodes.push(inode);
         InodeId((self.inodes.len() - 1) as u32)

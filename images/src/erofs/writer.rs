@@ -193,7 +193,7 @@ fn xattrs(inode: &Inode) -> impl Iterator<Item = &Xattr> + Clone {
 }
 
 /// The names of a directory in order, with `.` and `..`.
-fn names<'a>(tree: &'a Tree, id: InodeId, parent: InodeId) -> Vec<(&'a [u8], InodeId)> {
+fn names(tree: &Tree, id: InodeId, parent: InodeId) -> Vec<(&[u8], InodeId)> {
     let entries = tree.inode(id).directory().map(|directory| directory.entries.iter());
     let mut names: Vec<_> = entries
         .into_iter()
@@ -274,7 +274,7 @@ fn emit(
         let blocks = external_blocks(tree, entry);
         if blocks > 0 {
             let mut bytes = content(tree, plan, entry);
-            bytes.resize((blocks * BLOCK) as usize, 0);
+            bytes.resize(to_bytes(blocks)?, 0);
             put(&mut out, &bytes)?;
         }
     }
@@ -312,7 +312,7 @@ fn emit(
         on_disk.encode(&mut record);
         xattr::encode(xattrs(inode), &mut record);
         if entry.layout == Layout::Inline {
-            record.extend_from_slice(&content(tree, plan, entry)[(blocks * BLOCK) as usize..]);
+            record.extend_from_slice(&content(tree, plan, entry)[to_bytes(blocks)?..]);
         }
         put(&mut out, &record)?;
     }
@@ -342,6 +342,10 @@ fn external_blocks(tree: &Tree, entry: &Planned) -> u64 {
         (_, Layout::Plain) => entry.size.div_ceil(BLOCK),
         (_, Layout::Inline) => entry.size / BLOCK,
     }
+}
+
+fn to_bytes(blocks: u64) -> Result<usize, WriteError> {
+    usize::try_from(blocks * BLOCK).map_err(|_| WriteError::TooLarge)
 }
 
 fn file_address(extent: &Extent, bases: &[u32]) -> Result<u32, WriteError> {

@@ -1,6 +1,8 @@
 //! Extended attributes behind an inode: a header, then entries whose names are shortened by well-known prefixes.
 
-use super::format::{NAME_MAX, XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE, u16_at};
+#[cfg(test)]
+use super::format::u16_at;
+use super::format::{NAME_MAX, XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE, low16};
 use super::tree::Xattr;
 
 /// The prefixes that the kernel knows, with their indexes. The ACL names are complete: nothing may follow them.
@@ -41,8 +43,8 @@ pub(crate) fn encode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, out: &mut 
     for xattr in xattrs {
         let Some((index, rest)) = split_name(&xattr.name) else { continue };
         let entry = out.len();
-        out.extend_from_slice(&[rest.len() as u8, index]);
-        out.extend_from_slice(&(xattr.value.len() as u16).to_le_bytes());
+        out.extend_from_slice(&[low16(rest.len() as u64).to_le_bytes()[0], index]);
+        out.extend_from_slice(&low16(xattr.value.len() as u64).to_le_bytes());
         out.extend_from_slice(rest);
         out.extend_from_slice(&xattr.value);
         out.resize(entry + (out.len() - entry).next_multiple_of(4), 0);
@@ -53,6 +55,7 @@ pub(crate) fn encode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, out: &mut 
 }
 
 /// Reads an attribute area without shared attributes; `None` when it is malformed.
+#[cfg(test)]
 pub(crate) fn decode(area: &[u8]) -> Option<Vec<Xattr>> {
     let mut rest = match area {
         [] => return Some(Vec::new()),

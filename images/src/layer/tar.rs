@@ -17,7 +17,7 @@ use super::{ConvertError, EntryName, LimitKind, Limits, TarFault};
 use crate::erofs::{BlockWriter, Metadata, Time};
 
 /// The longest PAX header or GNU long name.
-const EXTENDED_MAX: u64 = 1 << 20;
+const EXTENDED_MAX: usize = 1 << 20;
 
 /// One entry. The data of a file is read from the [`TarStream`] before the next entry.
 #[derive(Debug)]
@@ -156,11 +156,11 @@ impl<R: Read> TarStream<R> {
     /// The content of an extended header. Its size is what its own header says, whatever extended headers precede it.
     fn extended(&mut self, header: &Header, offset: u64) -> Result<Vec<u8>, ConvertError> {
         let size = header.size().map_err(|fault| tar_error(&header.name(), offset, fault))?;
-        if size > EXTENDED_MAX {
-            let limit = LimitKind::ExtendedHeader(EXTENDED_MAX);
+        let Some(length) = usize::try_from(size).ok().filter(|length| *length <= EXTENDED_MAX) else {
+            let limit = LimitKind::ExtendedHeader(EXTENDED_MAX as u64);
             return Err(ConvertError::Limit { entry: EntryName::new(&header.name()), limit });
-        }
-        let mut content = vec![0; size as usize];
+        };
+        let mut content = vec![0; length];
         self.input.read_exact(&mut content)?;
         self.padding = padding(size);
         Ok(content)

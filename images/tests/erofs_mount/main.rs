@@ -2,6 +2,9 @@
 //!
 //! Needs root, loop devices and EROFS in the kernel; says so and passes where they are missing.
 
+// Helpers outside #[test] functions count as production code for these lints.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod mount;
 mod snapshot;
 
@@ -104,6 +107,7 @@ fn a_mounted_layer_is_what_gnu_tar_unpacks() {
             let mounted = Mounted::new(&blob, &[], &here.join("layer"));
             assert_same(&snapshot(mounted.path()), &expected);
 
+            let blob_path = blob.clone();
             let parts = fuse(&here, &[(tree, blob)]);
             let flat = here.join("flat.erofs");
             concatenate(&parts, &flat);
@@ -113,6 +117,8 @@ fn a_mounted_layer_is_what_gnu_tar_unpacks() {
             assert_same(&snapshot(mounted.path()), &expected);
             check_directory_links(mounted.path());
 
+            fsck(&blob_path, &[]);
+            fsck(&parts[0], &parts[1..]);
             let disk = Disk::open(parts.iter().map(|part| File::open(part).unwrap()).collect()).unwrap();
             for (path, seen) in expected.iter().filter(|(_, seen)| seen.mode & 0o170_000 == 0o100_000) {
                 let Some(path) = path.to_str() else { continue };
@@ -120,6 +126,19 @@ fn a_mounted_layer_is_what_gnu_tar_unpacks() {
             }
         }
     });
+}
+
+/// A second opinion, where erofs-utils is installed.
+fn fsck(image: &Path, devices: &[PathBuf]) {
+    let mut command = Command::new("fsck.erofs");
+    command.args(devices.iter().map(|device| format!("--device={}", device.display()))).arg(image);
+    match command.output() {
+        Ok(output) => {
+            let text = [output.stdout, output.stderr].concat();
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&text));
+        }
+        Err(error) => eprintln!("not cross-checked with fsck.erofs: {error}"),
+    }
 }
 
 fn check_directory_links(root: &Path) {

@@ -12,7 +12,7 @@ impl Encoder {
             self.out.push((value & 0x7f) as u8 | 0x80);
             value >>= 7;
         }
-        self.out.push(value as u8);
+        self.out.push((value & 0x7f) as u8);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
@@ -46,7 +46,10 @@ impl<'a> Decoder<'a> {
     }
 
     /// A number that is at most `max`.
-    pub(super) fn number(&mut self, max: u64, what: &'static str) -> Result<u64, &'static str> {
+    pub(super) fn number<T>(&mut self, max: T, what: &'static str) -> Result<T, &'static str>
+    where
+        T: TryFrom<u64> + PartialOrd + Copy,
+    {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let (&byte, rest) = self.rest.split_first().ok_or("cut off")?;
@@ -57,7 +60,7 @@ impl<'a> Decoder<'a> {
             }
             value |= bits << shift;
             if byte & 0x80 == 0 {
-                return if value <= max { Ok(value) } else { Err(what) };
+                return T::try_from(value).ok().filter(|value| *value <= max).ok_or(what);
             }
         }
         Err(what)
@@ -65,7 +68,7 @@ impl<'a> Decoder<'a> {
 
     /// A byte string of at most `max` bytes.
     pub(super) fn bytes(&mut self, max: usize, what: &'static str) -> Result<&'a [u8], &'static str> {
-        let length = self.number(max as u64, what)? as usize;
+        let length = self.number(max, what)?;
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or("cut off")?;
         self.rest = rest;
         Ok(bytes)

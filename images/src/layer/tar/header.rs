@@ -12,6 +12,17 @@ pub(super) struct Header {
     block: [u8; BLOCK],
 }
 
+/// The map of an old GNU sparse file, as far as the header holds it.
+#[derive(Debug)]
+pub(super) struct GnuSparse {
+    /// Offsets and lengths.
+    pub(super) segments: Vec<(u64, u64)>,
+    /// Bytes of the whole file.
+    pub(super) real_size: u64,
+    /// Blocks with more segments follow.
+    pub(super) more: bool,
+}
+
 /// Which fields the header has behind the first 257 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -92,16 +103,16 @@ impl Header {
         }
     }
 
-    /// The first segments of an old GNU sparse file, the size of the whole file, and whether more segments follow.
-    pub(super) fn gnu_sparse(&self) -> Result<(Vec<(u64, u64)>, u64, bool), TarFault> {
+    /// What is particular to an old GNU sparse file.
+    pub(super) fn gnu_sparse(&self) -> Result<GnuSparse, TarFault> {
         if self.format() != Format::Gnu {
             return Err(TarFault::Sparse);
         }
-        Ok((
-            sparse_slots(&self.block[386..482])?,
-            self.unsigned(483..495, "real size")?,
-            self.block[482] != 0,
-        ))
+        Ok(GnuSparse {
+            segments: sparse_slots(&self.block[386..482])?,
+            real_size: self.unsigned(483..495, "real size")?,
+            more: self.block[482] != 0,
+        })
     }
 
     fn format(&self) -> Format {

@@ -214,9 +214,9 @@ fn url_decode(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = text.iter();
     while let Some(&byte) = bytes.next() {
         if byte == b'%' {
-            let mut digit = || char::from(*bytes.next()?).to_digit(16);
+            let mut digit = || u8::try_from(char::from(*bytes.next()?).to_digit(16)?).ok();
             let (high, low) = (digit()?, digit()?);
-            out.push((high << 4 | low) as u8);
+            out.push(high << 4 | low);
         } else {
             out.push(byte);
         }

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::header::{BLOCK, Header, sparse_slots};
+use super::header::{BLOCK, GnuSparse, Header, sparse_slots};
 use super::input::Input;
 use super::pax::PaxSparse;
 use crate::layer::{ConvertError, TarFault};
@@ -60,7 +60,7 @@ impl SparseMap {
         input: &mut Input<R>,
         max_segments: usize,
     ) -> Result<SparseMap, SparseError> {
-        let (mut segments, size, mut more) = header.gnu_sparse()?;
+        let GnuSparse { mut segments, real_size, mut more } = header.gnu_sparse()?;
         while more {
             let mut block = [0; BLOCK];
             input.read_exact(&mut block)?;
@@ -70,7 +70,7 @@ impl SparseMap {
             }
             more = block[504] != 0;
         }
-        SparseMap::new(size, segments, stored)
+        SparseMap::new(real_size, segments, stored)
     }
 
     /// The PAX formats; 1.0 has its map in front of the data, so `stored` shrinks by the map. `None` for a file that
