@@ -232,8 +232,13 @@ fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>, Credent
     if helper.contains('/') {
         return Err(failed("its name must not be a path".to_owned()));
     }
-    let program = format!("docker-credential-{helper}");
-    let spawned = Command::new(&program)
+    run_helper(&format!("docker-credential-{helper}"), helper, server)
+}
+
+/// Speaks the helpers' protocol with `program`: the server's name in, JSON out.
+fn run_helper(program: &str, helper: &str, server: &str) -> Result<Option<Credentials>, CredentialError> {
+    let failed = |reason: String| CredentialError::Helper { helper: helper.to_owned(), reason };
+    let spawned = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -124,7 +124,7 @@ impl Client {
         let media_type = response.header("content-type").map(str::to_owned);
         let mut body = HashingReader::new(response.into_body().take(MAX_MANIFEST + 1), algorithm);
         let mut bytes = Vec::new();
-        body.read_to_end(&mut bytes).map_err(|e| self.transport.broken(path, e))?;
+        body.read_to_end(&mut bytes).map_err(|e| self.transport.broken(e))?;
         if bytes.len() as u64 > MAX_MANIFEST {
             return Err(RegistryError::TooLarge { what: "manifest", limit: MAX_MANIFEST });
         }

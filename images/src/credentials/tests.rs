@@ -49,20 +49,33 @@ fn a_missing_helper_does_not_stop_a_public_pull() {
     assert!(find(r#"{"credsStore": "../../bin/sh"}"#, "debian").is_err());
 }
 
+/// Asks a helper that is this shell script.
+fn ask(script: &str, server: &str) -> Result<Option<Credentials>, CredentialError> {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("helper");
+    fs::write(&program, format!("#!/bin/sh\nread server\n{script}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    // Another test's child may hold the script open for writing until its exec: then this one cannot be run yet.
+    loop {
+        match run_helper(program.to_str().unwrap(), "test", server) {
+            Err(CredentialError::Helper { reason, .. }) if reason.contains("Text file busy") => {}
+            result => return result,
+        }
+    }
+}
+
 #[test]
 fn a_helper_is_asked_by_its_protocol() {
-    let dir = tempfile::tempdir().unwrap();
-    let helper = dir.path().join("helper");
-    // Helpers are found by PATH, which a test must not change for its siblings: a path from the PATH's folders does as well.
-    fs::write(&helper, "#!/bin/sh\nread server\n[ \"$1 $server\" = 'get quay.io' ] && echo '{\"Username\":\"<token>\",\"Secret\":\"s\"}'\n").unwrap();
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new("sh")
-        .arg("-c")
-        .arg(format!("echo quay.io | {} get", helper.display()))
-        .output()
-        .unwrap();
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((answer.username.as_str(), answer.secret.as_str()), ("<token>", "s"));
+    let script =
+        r#"[ "$1 $server" = "get quay.io" ] && echo '{"ServerURL":"quay.io","Username":"u","Secret":"s"}'"#;
+    assert_eq!(ask(script, "quay.io").unwrap(), password("u", "s"));
+    let script = r#"echo '{"Username":"<token>","Secret":"s"}'"#;
+    assert_eq!(ask(script, "quay.io").unwrap(), Some(Credentials::IdentityToken("s".into())));
+    let script = "echo credentials not found in native keychain; exit 1";
+    assert_eq!(ask(script, "quay.io").unwrap(), None);
+    let error = ask("echo the keychain is locked; exit 1", "quay.io").unwrap_err().to_string();
+    assert_eq!(error, "the credential helper docker-credential-test failed: the keychain is locked");
+    assert!(ask("echo no json", "quay.io").unwrap_err().to_string().contains("answer is not valid"));
 }
 
 #[test]

@@ -130,12 +130,8 @@ impl Authenticator {
         match response.status() {
             200..=299 => self.read_token(response, transport).map_err(Outcome::from),
             401 | 403 => Err(self.denied(transport, "the token server refuses").into()),
-            status @ (408 | 429 | 500..) => {
-                let mut outcome =
-                    error::from_status(response, "the token request", transport.endpoint(), false);
-                log::debug!("token server of {} answered {status}", transport.endpoint().name);
-                outcome.retry_after = outcome.retry_after.or(None);
-                Err(outcome)
+            408 | 429 | 500.. => {
+                Err(error::from_status(response, "the token request", transport.endpoint(), false))
             }
             status => Err(self.unusable(transport, format!("the token server answered {status}")).into()),
         }
@@ -148,7 +144,7 @@ impl Authenticator {
     fn read_token(&self, response: Response, transport: &Transport) -> Result<String, RegistryError> {
         let mut body = Vec::new();
         let read = response.into_body().take(MAX_ANSWER).read_to_end(&mut body);
-        read.map_err(|e| transport.broken("", e))?;
+        read.map_err(|e| transport.broken(e))?;
         let answer: Answer = serde_json::from_slice(&body)
             .map_err(|e| self.unusable(transport, format!("the token server's answer is not valid: {e}")))?;
         // A token goes into a header: anything but visible ASCII would be something else than a token.

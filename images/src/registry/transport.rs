@@ -216,7 +216,7 @@ impl Transport {
     }
 
     /// A body that ended in the middle.
-    pub(super) fn broken(&self, _path: &str, error: io::Error) -> RegistryError {
+    pub(super) fn broken(&self, error: io::Error) -> RegistryError {
         translate(error.into(), &self.endpoint.authority)
     }
 }
