@@ -185,3 +185,6 @@ impl RunningQueue {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ use super::mmio::{MmioTransport, QUEUE_NOTIFY};
 use super::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
 use crate::memory::GuestMemory;
 
+pub mod echo;
+
 pub const MAGIC: u64 = 0x00;
 pub const DEVICE_FEATURES: u64 = 0x10;
 pub const DEVICE_FEATURES_SEL: u64 = 0x14;
@@ -280,11 +282,6 @@ impl Driver {
         self.write_descriptor(self.queues[queue].descriptors(), index, buffer, next);
     }
 
-    /// Room for how many more descriptors.
-    pub fn free(&self, queue: usize) -> usize {
-        self.queues[queue].free.len()
-    }
-
     /// Makes a chain available; answers its head.
     pub fn add(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let indices: Vec<u16> = self.queues[queue].free.drain(..buffers.len()).collect();
@@ -319,8 +316,13 @@ impl Driver {
         self.set_available_index(queue, index);
     }
 
+    /// Where the index of the available ring is.
+    pub fn available_index(&self, queue: usize) -> u64 {
+        self.queues[queue].available() + 2
+    }
+
     pub fn set_available_index(&self, queue: usize, index: u16) {
-        let address = GuestAddress(self.queues[queue].available() + 2);
+        let address = GuestAddress(self.available_index(queue));
         self.memory.guest.store(index, address, Ordering::SeqCst).unwrap();
     }
 

@@ -13,6 +13,10 @@ struct Model {
     taken: u64,
 }
 
+fn low(count: u64) -> u32 {
+    u32::try_from(count & 0xffff_ffff).unwrap()
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     GuestSends(u32),
@@ -47,7 +51,7 @@ proptest! {
         credit.sent = Wrapping(near);
         let mut model = Model::default();
         let learn = |credit: &mut Credit, taken: u64| {
-            let fwd_cnt = near.wrapping_add(taken as u32);
+            let fwd_cnt = near.wrapping_add(low(taken));
             credit.learn(&Header { buf_alloc: guest_buffer, fwd_cnt, ..Header::default() });
         };
         learn(&mut credit, 0);
@@ -64,14 +68,14 @@ proptest! {
                 Step::HostReads(count) => {
                     let count = u64::from(count).min(model.received - model.forwarded);
                     model.forwarded += count;
-                    credit.on_forwarded(count as u32);
+                    credit.on_forwarded(low(count));
                 }
                 Step::Announce => {
                     let mut header = Header::default();
                     credit.announce(&mut header);
                     model.announced = model.forwarded;
                     prop_assert_eq!(header.buf_alloc, buffer);
-                    prop_assert_eq!(header.fwd_cnt, near.wrapping_add(model.forwarded as u32));
+                    prop_assert_eq!(header.fwd_cnt, near.wrapping_add(low(model.forwarded)));
                 }
                 Step::WeSend(count) => {
                     let count = count.min(credit.guest_room());
