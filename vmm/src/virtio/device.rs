@@ -26,7 +26,8 @@ pub trait VirtioDevice: Send {
     /// The driver has set `DRIVER_OK` (§3.1.1): the device is live from here.
     fn activate(&mut self, activated: Activated);
 
-    /// Back to the state before activation. Work in flight is dropped or drained before this returns.
+    /// Back to the state before activation: the driver asked for it, or the device has failed. Work in flight is dropped
+    /// or drained before this returns. May come more than once.
     fn reset(&mut self);
 
     /// The driver has made buffers available in the queue (§2.9), or may have. On an error the transport sets

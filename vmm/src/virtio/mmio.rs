@@ -33,6 +33,9 @@ pub const QUEUE_NOTIFY: u64 = 0x50;
 /// What the transport and the queues offer for every device.
 const TRANSPORT_FEATURES: u64 = FEATURE_VERSION_1 | FEATURE_INDIRECT | FEATURE_EVENT_IDX;
 
+/// Failures that are worth a warning; those after them are the guest's hobby.
+const FAILURES_LOGGED: u64 = 8;
+
 /// Counters since the start of the VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceCounters {
@@ -44,6 +47,8 @@ pub struct DeviceCounters {
     pub bytes_to_guest: u64,
     /// Payload bytes moved from the guest.
     pub bytes_from_guest: u64,
+    /// How often the device had to be stopped because the driver broke a rule, or the host failed.
+    pub failures: u64,
     /// Register accesses that made no sense in their state or size and were ignored.
     pub ignored_accesses: u64,
 }
@@ -60,6 +65,7 @@ pub struct MmioTransport {
     self_notifications: Vec<Arc<EventFd>>,
     notifications: u64,
     ignored_accesses: u64,
+    failures: u64,
 }
 
 /// The selector registers.
@@ -97,6 +103,7 @@ impl MmioTransport {
             self_notifications,
             notifications: 0,
             ignored_accesses: 0,
+            failures: 0,
         })
     }
 
@@ -175,6 +182,7 @@ impl MmioTransport {
             interrupts: self.interrupt.raised(),
             bytes_to_guest,
             bytes_from_guest,
+            failures: self.failures,
             ignored_accesses: self.ignored_accesses,
         }
     }
@@ -293,6 +301,7 @@ impl MmioTransport {
                     self.check(result);
                 }
             }
+            Effect::Stop => self.device.reset(),
             Effect::Reset => {
                 self.device.reset();
                 self.interrupt.acknowledge(u32::MAX);
@@ -323,12 +332,18 @@ impl MmioTransport {
         self.device.features() | TRANSPORT_FEATURES
     }
 
+    /// After an error the device is stopped, so that its host side ends too, and the driver is told.
     fn check(&mut self, result: Result<(), DeviceError>) {
         let Err(error) = result else { return };
-        if self.state.need_reset() {
-            log::warn!("{} needs a reset: {}", self.device.name(), Causes(&error));
-            self.interrupt.raise(CONFIGURATION_CHANGE);
+        if !self.state.need_reset() {
+            return;
         }
+        self.device.reset();
+        self.interrupt.raise(CONFIGURATION_CHANGE);
+        self.failures += 1;
+        // A guest can do this as often as it likes.
+        let level = if self.failures <= FAILURES_LOGGED { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "{} needs a reset: {}", self.device.name(), Causes(&error));
     }
 }
 

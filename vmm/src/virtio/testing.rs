@@ -432,12 +432,6 @@ impl Driver {
             assert!(Instant::now() < deadline, "the device never becomes idle");
         }
     }
-
-    /// The interrupt line, to wait on.
-    pub fn irq(&self) -> BorrowedFd<'_> {
-        // SAFETY: the event is open as long as `self`.
-        unsafe { BorrowedFd::borrow_raw(self.irq.as_raw_fd()) }
-    }
 }
 
 /// A file of this content, deleted when closed.

@@ -62,6 +62,8 @@ pub enum Effect {
     Activate,
     /// The device stops and forgets.
     Reset,
+    /// The device stops; the driver has given up.
+    Stop,
     /// The write makes no sense in this state and was ignored.
     Ignored,
 }
@@ -95,7 +97,7 @@ impl State {
         }
         if added == FAILED && value & FAILED != 0 {
             *self = Self::Failed(current | FAILED);
-            return Effect::None;
+            return Effect::Stop;
         }
         match (&mut *self, added) {
             (Self::Reset, ACKNOWLEDGE) => *self = Self::Acknowledged,

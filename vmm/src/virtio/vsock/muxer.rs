@@ -122,13 +122,6 @@ impl Muxer {
         self.connections.len() + self.handshakes.len() + self.draining.len()
     }
 
-    /// Bytes that wait for hosts that do not read.
-    #[cfg(test)]
-    pub fn backlog(&self) -> usize {
-        let open = self.connections.values().map(|entry| &entry.connection);
-        open.chain(self.draining.values()).map(Connection::backlog).sum()
-    }
-
     /// A driver is there: accepts connections from the host.
     pub fn listen(&mut self) -> io::Result<()> {
         if self.listening != Listening::On {
@@ -314,7 +307,7 @@ impl Muxer {
         let socket = if self.len() < CONNECTIONS_MAX {
             self.ports.connect(key.host_port, key.guest_port)
         } else {
-            log::warn!("the guest's connection is refused: there are {CONNECTIONS_MAX} already");
+            log::debug!("the guest's connection is refused: there are {CONNECTIONS_MAX} already");
             None
         };
         let id = self.next_id();

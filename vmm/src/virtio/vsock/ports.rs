@@ -38,7 +38,7 @@ impl Ports {
         match channel.send(&PortConnection { port, guest_port }, &[theirs.as_fd()]) {
             Ok(()) => Some(ours),
             Err(error) if error.is_would_block() => {
-                log::warn!("a connection to port {port} is refused: the host does not take any");
+                log::debug!("a connection to port {port} is refused: the host does not take any");
                 None
             }
             Err(_) => {
