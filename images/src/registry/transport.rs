@@ -1,7 +1,7 @@
 //! HTTP to one registry: scheme, redirects, time limits, and which host may see the credentials.
 
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -122,6 +122,9 @@ impl Transport {
     /// Decides between HTTPS and HTTP. `lenient` registries are asked once whether they speak TLS.
     pub(super) fn connect(endpoint: Endpoint, lenient: bool) -> Result<Self, RegistryError> {
         let own = agent(&endpoint.authority, lenient);
+        if own.config().proxy().is_none() {
+            resolve(&endpoint)?;
+        }
         let scheme = if lenient { probe(&own, &endpoint)? } else { Scheme::Https };
         Ok(Self { endpoint, scheme, lenient, own, strict: OnceLock::new() })
     }
@@ -281,6 +284,15 @@ fn agent(authority: &str, lenient: bool) -> Agent {
         .tls_config(tls::config(authority, lenient))
         .build()
         .new_agent()
+}
+
+/// Looks the registry's name up. The HTTP library does so again, but reports an unknown name like any broken connection.
+fn resolve(endpoint: &Endpoint) -> Result<(), RegistryError> {
+    let host = host_of(&endpoint.authority);
+    match (host, 443).to_socket_addrs() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(RegistryError::NoSuchRegistry { host: host.to_owned() }),
+    }
 }
 
 /// Finds out whether a registry that may speak plain HTTP does.
