@@ -4,3 +4,4 @@ pub mod cmdline;
 pub mod kernel;
 pub mod mptable;
 pub mod pvh;
+pub mod source;

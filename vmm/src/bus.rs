@@ -80,3 +80,58 @@ fn console_register(port: u16) -> Option<u8> {
     let register = port.checked_sub(console::PORT).filter(|register| *register < console::PORTS)?;
     u8::try_from(register).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::console::log_file::LogFile;
+
+    fn bus() -> Bus {
+        let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
+        let console = Console::new(EventFd::new(EFD_NONBLOCK).unwrap(), LogFile::new(null, 100));
+        Bus::new(console, Arc::default())
+    }
+
+    fn ports() -> impl Strategy<Value = u16> {
+        prop_oneof![0x3f0..0x408_u16, 0x60..0x68_u16, 0x5fe..0x604_u16, any::<u16>()]
+    }
+
+    proptest! {
+        #[test]
+        fn only_two_writes_end_the_vm_and_none_panics(
+            accesses in prop::collection::vec((any::<bool>(), ports(), prop::collection::vec(any::<u8>(), 0..9)), 1..50),
+        ) {
+            let bus = bus();
+            for (write, port, mut data) in accesses {
+                if write {
+                    let ends = matches!((port, data.first()), (EXIT_PORT, Some(1)) | (I8042_COMMAND, Some(0xfe)));
+                    prop_assert_eq!(bus.write_port(port, &data).is_break(), ends);
+                } else {
+                    bus.read_port(port, &mut data);
+                }
+            }
+        }
+
+        #[test]
+        fn memory_that_is_not_there_reads_as_ones(address: u64, mut data in prop::collection::vec(any::<u8>(), 0..9)) {
+            let bus = bus();
+            bus.write_memory(address, &data);
+            bus.read_memory(address, &mut data);
+            prop_assert!(data.iter().all(|byte| *byte == FLOATING));
+        }
+    }
+
+    #[test]
+    fn ports_next_to_the_console_are_not_the_console() {
+        let bus = bus();
+        for port in [console::PORT - 1, console::PORT + console::PORTS] {
+            assert!(bus.write_port(port, b"x").is_continue());
+        }
+        assert_eq!(bus.console().bytes(), 0);
+        assert!(bus.write_port(console::PORT, b"xy").is_continue());
+        assert_eq!(bus.console().bytes(), 2);
+    }
+}

@@ -129,9 +129,11 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
 fn watch(channel: &Channel, mut machine: Machine) -> Result<ExitReason, Closed> {
     let served = send(channel, &Message::Done)
         .and_then(|()| do_not_block(channel).map_err(|error| Closed::Failed(ChannelError::Io(error))))
-        .and_then(|()| {
+        .map(|()| {
             event_loop::run(&machine, channel.as_raw_fd(), || converse_running(channel, &machine))
-                .map_err(|error| Closed::Failed(ChannelError::Io(error)))
+                .unwrap_or_else(|error| ExitReason::MonitorError {
+                    detail: format!("the event loop failed: {}", chain(&error)),
+                })
         });
     machine.take_down();
     served

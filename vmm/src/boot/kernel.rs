@@ -1,13 +1,14 @@
 //! Loads the kernel and the initramfs straight from their files into guest memory.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io;
 use std::ops::Range;
 
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{self, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use super::source::Source;
 use crate::layout::{HIGH_MEMORY, RamSize};
 use crate::memory::GuestMemory;
 
@@ -58,17 +59,16 @@ pub struct Loaded {
     pub initramfs: Range<u64>,
 }
 
-/// Loads both. The kernel goes where its ELF segments say, the initramfs to the top of low memory. The files are read
-/// by their shared offset, so nobody else may be reading through the same open files.
+/// Loads both. The kernel goes where its ELF segments say, the initramfs to the top of low memory.
 pub fn load(
     memory: &GuestMemory,
     ram: RamSize,
-    mut kernel: &File,
+    kernel: &File,
     initramfs: &File,
 ) -> Result<Loaded, KernelError> {
     let room = HIGH_MEMORY..ram.low_end();
-    let loaded =
-        Elf::load(memory, None, &mut kernel, Some(GuestAddress(room.start))).map_err(KernelError::Elf)?;
+    let loaded = Elf::load(memory, None, &mut Source::new(kernel), Some(GuestAddress(room.start)))
+        .map_err(KernelError::Elf)?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(KernelError::NoPvhNote);
     };
@@ -81,11 +81,7 @@ pub fn load(
     Ok(Loaded { entry, initramfs: load_initramfs(memory, initramfs, end..room.end)? })
 }
 
-fn load_initramfs(
-    memory: &GuestMemory,
-    mut file: &File,
-    room: Range<u64>,
-) -> Result<Range<u64>, KernelError> {
+fn load_initramfs(memory: &GuestMemory, file: &File, room: Range<u64>) -> Result<Range<u64>, KernelError> {
     let size = file.metadata().map_err(KernelError::Initramfs)?.len();
     if size == 0 {
         return Err(KernelError::EmptyInitramfs);
@@ -95,9 +91,8 @@ fn load_initramfs(
     let (Some(start), Ok(length)) = (start, usize::try_from(size)) else {
         return Err(KernelError::InitramfsDoesNotFit { size });
     };
-    file.rewind().map_err(KernelError::Initramfs)?;
     memory
-        .read_exact_volatile_from(GuestAddress(start), &mut file, length)
+        .read_exact_volatile_from(GuestAddress(start), &mut Source::new(file), length)
         .map_err(KernelError::InitramfsRead)?;
     Ok(start..start + size)
 }
