@@ -1,1 +1,33 @@
-//! The agent.
+//! The agent: PID 1 of a Hull guest and its OCI runtime.
+//!
+//! It connects to the host, serves the API of [`hull_protocol::agent`] on that one connection, and runs containers in the
+//! guest's kernel. One thread: processes are made by clone, and a clone of a process with threads cannot be made safe.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | `init` | PID 1: mounts, cgroups, power-off |
+//! | `outside` | the same agent on unix sockets, without a VM |
+//! | `agent` | connections in, service out |
+//! | `server`, `streams` | the API; standard streams |
+//! | `container` | one actor for each container |
+//! | `spec`, `launch`, `rootfs`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
+//! | `sys` | system calls |
+
+mod agent;
+mod cgroup;
+mod container;
+mod environment;
+mod error;
+mod helper;
+pub mod init;
+mod launch;
+pub mod logger;
+pub mod outside;
+mod pod;
+mod reap;
+mod rootfs;
+mod server;
+mod spec;
+mod stdio;
+mod streams;
+mod sys;

@@ -1,0 +1,311 @@
+//! One container's cgroup (kernel: admin-guide/cgroup-v2): made, limited, watched, killed and removed here and nowhere else.
+//!
+//! The agent reads and writes these files through descriptors it opened itself; a container cannot redirect them.
+
+mod events;
+mod stats;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::spec::{Limits, Missing};
+use crate::sys;
+
+pub use stats::Stats;
+
+/// How long the kernel may take to empty a killed cgroup, or to freeze one.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+/// No control file of ours is longer.
+const FILE_MAX: u64 = 1 << 20;
+
+/// Why something could not be done to a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A call failed.
+    #[error("cgroup: {what} {file}: {source}")]
+    File {
+        /// `read`, `write`, `open`, `make` or `remove`.
+        what: &'static str,
+        /// Which file.
+        file: String,
+        /// Why.
+        source: Errno,
+    },
+    /// The guest's kernel has no such control.
+    #[error("cgroup: this guest cannot limit {0}: its kernel has no such control")]
+    Missing(String),
+    /// A value that the kernel refused.
+    #[error("cgroup: the kernel refuses {value:?} for {file}: {source}")]
+    Refused {
+        /// Which file.
+        file: String,
+        /// What was written.
+        value: String,
+        /// Why.
+        source: Errno,
+    },
+    /// The new memory limit is less than what is in use, so setting it would kill.
+    #[error("cgroup: the memory limit {limit} is below what the container uses, {usage} bytes")]
+    BelowUsage {
+        /// The limit asked for.
+        limit: u64,
+        /// Bytes in use.
+        usage: u64,
+    },
+    /// It did not settle in time.
+    #[error("cgroup: still not {0} after {deadline} s", deadline = SETTLE_DEADLINE.as_secs())]
+    Unsettled(&'static str),
+    /// Waiting for a change failed.
+    #[error("cgroup: cannot watch cgroup.events: {0}")]
+    Watch(#[source] io::Error),
+}
+
+/// The cgroup below which every container has one.
+#[derive(Debug)]
+pub struct CgroupParent {
+    path: PathBuf,
+}
+
+impl CgroupParent {
+    /// Makes `path` and lets its children use every controller that its own parents offer.
+    ///
+    /// `root` is an ancestor of `path` that exists; nothing above it is touched.
+    pub fn prepare(root: &Path, path: &Path) -> Result<Self, CgroupError> {
+        let below = path.strip_prefix(root).unwrap_or(path);
+        let mut current = root.to_owned();
+        enable_controllers(&current)?;
+        for part in below.components() {
+            current.push(part);
+            make_directory(&current)?;
+            enable_controllers(&current)?;
+        }
+        Ok(Self { path: current })
+    }
+
+    /// A new, empty cgroup.
+    pub fn create(&self, id: &str) -> Result<Cgroup, CgroupError> {
+        let path = self.path.join(id);
+        let error = |what, source| CgroupError::File { what, file: path.display().to_string(), source };
+        std::fs::create_dir(&path).map_err(|source| error("make", errno(&source)))?;
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| error("open", Errno::EINVAL))?;
+        let directory = sys::path::open(&name, libc::O_DIRECTORY | libc::O_RDONLY)
+            .map_err(|source| error("open", source))?;
+        Ok(Cgroup { path, directory })
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), CgroupError> {
+    match std::fs::create_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(CgroupError::File { what: "make", file: path.display().to_string(), source: errno(&source) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Each controller by itself, so that one which cannot be shared does not cost the others.
+fn enable_controllers(path: &Path) -> Result<(), CgroupError> {
+    let file = path.join("cgroup.controllers");
+    let controllers = std::fs::read_to_string(&file).map_err(|source| CgroupError::File {
+        what: "read",
+        file: file.display().to_string(),
+        source: errno(&source),
+    })?;
+    for controller in controllers.split_whitespace() {
+        if let Err(error) = std::fs::write(path.join("cgroup.subtree_control"), format!("+{controller}")) {
+            log::warn!("cgroup controller {controller} is not available to containers: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// A container's cgroup. It must be removed with [`Cgroup::remove`]; dropping it only closes the descriptor.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// For clone3(2) with `CLONE_INTO_CGROUP`.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    fn open(&self, file: &str, flags: libc::c_int) -> nix::Result<OwnedFd> {
+        let name = CString::new(file).map_err(|_| Errno::EINVAL)?;
+        sys::path::open_at(self.directory(), &name, flags)
+    }
+
+    fn read_from(directory: BorrowedFd<'_>, file: &str) -> Result<String, CgroupError> {
+        let error = |source| CgroupError::File { what: "read", file: file.to_owned(), source };
+        let name = CString::new(file).map_err(|_| error(Errno::EINVAL))?;
+        let fd = sys::path::open_at(directory, &name, libc::O_RDONLY).map_err(error)?;
+        let mut text = String::new();
+        File::from(fd).take(FILE_MAX).read_to_string(&mut text).map_err(|source| error(errno(&source)))?;
+        Ok(text)
+    }
+
+    fn read(&self, file: &str) -> Result<String, CgroupError> {
+        Self::read_from(self.directory(), file)
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        let fd = self.open(file, libc::O_WRONLY).map_err(|source| match source {
+            Errno::ENOENT => CgroupError::Missing(file.to_owned()),
+            source => CgroupError::File { what: "open", file: file.to_owned(), source },
+        })?;
+        sys::path::write_control(fd.as_fd(), value.as_bytes()).map_err(|source| CgroupError::Refused {
+            file: file.to_owned(),
+            value: value.to_owned(),
+            source,
+        })
+    }
+
+    /// Writes every setting, or on an error none of them.
+    pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.check_usage(limits)?;
+        let mut written: Vec<(&str, String)> = Vec::new();
+        for setting in &limits.settings {
+            let before = self.read(&setting.file).unwrap_or_default();
+            match self.write(&setting.file, &setting.value) {
+                Ok(()) => written.push((&setting.file, before)),
+                Err(CgroupError::Missing(_)) if setting.missing == Missing::Harmless => {}
+                Err(error) => {
+                    for (file, before) in written.iter().rev() {
+                        if let Err(undo) = self.write(file, before.trim_end()) {
+                            log::error!("restoring {file} after a failed update: {undo}");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel would reclaim, then kill, to get below a new limit.
+    fn check_usage(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let limit = limits.settings.iter().find(|setting| setting.file == "memory.max");
+        let Some(limit) = limit.and_then(|setting| setting.value.parse::<u64>().ok()) else { return Ok(()) };
+        let usage =
+            self.read("memory.current").ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+        if usage > limit { Err(CgroupError::BelowUsage { limit, usage }) } else { Ok(()) }
+    }
+
+    /// Pids of all processes, here and in cgroups that the container made below.
+    pub fn pids(&self) -> Result<Vec<libc::pid_t>, CgroupError> {
+        /// Deeper trees than a kernel lets a container make by default are cut off.
+        const DEPTH_MAX: usize = 64;
+        let mut pids = Vec::new();
+        let mut pending = vec![(self.path.clone(), 0)];
+        while let Some((path, depth)) = pending.pop() {
+            let file = path.join("cgroup.procs");
+            match std::fs::read_to_string(&file) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<libc::pid_t>().ok())),
+                // A child cgroup can vanish, or be threaded and have no list of processes.
+                Err(_) if depth > 0 => {}
+                Err(source) => {
+                    return Err(CgroupError::File {
+                        what: "read",
+                        file: file.display().to_string(),
+                        source: errno(&source),
+                    });
+                }
+            }
+            if depth < DEPTH_MAX {
+                pending.extend(child_directories(&path).into_iter().map(|child| (child, depth + 1)));
+            }
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// SIGKILL for every process, in one step that no fork escapes.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Stops every process and returns when all are stopped.
+    pub async fn freeze(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", "1")?;
+        let frozen = self.wait_event("frozen", "1", "frozen").await;
+        if frozen.is_err() {
+            self.write("cgroup.freeze", "0")?;
+        }
+        frozen
+    }
+
+    /// Lets every process run again.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", "0")
+    }
+
+    /// How often the kernel's OOM killer took a process of this container. 0 where memory is not controlled.
+    pub fn oom_kills(&self) -> u64 {
+        self.read("memory.events").map_or(0, |text| stats::field(&text, "oom_kill"))
+    }
+
+    /// Resource use at this moment.
+    pub fn stats(&self) -> Stats {
+        stats::read(|file| self.read(file).unwrap_or_default())
+    }
+
+    /// Kills what is left, waits until nothing is, and removes the cgroup and those below. Can be repeated.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        match self.kill() {
+            Ok(()) => {}
+            // Removed before.
+            Err(CgroupError::Missing(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.wait_event("populated", "0", "empty").await?;
+        remove_tree(&self.path).map_err(|source| CgroupError::File {
+            what: "remove",
+            file: self.path.display().to_string(),
+            source: errno(&source),
+        })
+    }
+
+    async fn wait_event(&self, key: &str, value: &str, goal: &'static str) -> Result<(), CgroupError> {
+        let fd = self
+            .open("cgroup.events", libc::O_RDONLY | libc::O_NONBLOCK)
+            .map_err(|source| CgroupError::File { what: "open", file: "cgroup.events".to_owned(), source })?;
+        let watched = tokio::time::timeout(SETTLE_DEADLINE, events::wait(fd, key, value)).await;
+        match watched {
+            Ok(result) => result.map_err(CgroupError::Watch),
+            Err(_) => Err(CgroupError::Unsettled(goal)),
+        }
+    }
+}
+
+fn child_directories(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for child in child_directories(path) {
+        remove_tree(&child)?;
+    }
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

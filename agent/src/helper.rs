@@ -1,0 +1,202 @@
+//! File system work that can block (mounting, flushing, unmounting) done in a short-lived child, so that the agent answers
+//! meanwhile.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use crate::reap::Children;
+use crate::sys::mount::{self, Depth, MountAttr};
+use crate::sys::process::{self, Cloned, Ended};
+use crate::sys::{path, socket};
+
+/// One thing to do. A list of them is done in order up to the first that fails.
+#[derive(Debug)]
+pub enum Work {
+    /// Makes a directory; one that exists is fine.
+    MakeDirectory {
+        /// Absolute.
+        path: CString,
+        /// Permissions.
+        mode: u32,
+    },
+    /// Mounts a new instance of a file system.
+    Mount {
+        /// As in /proc/filesystems.
+        kind: CString,
+        /// Options; without a value they are flags.
+        options: Vec<(CString, Option<CString>)>,
+        /// `MOUNT_ATTR_*`.
+        attributes: u64,
+        /// An existing directory.
+        target: CString,
+    },
+    /// Mounts a directory on another one.
+    Bind {
+        /// An existing directory.
+        source: CString,
+        /// An existing directory.
+        target: CString,
+        /// `MOUNT_ATTR_*` in addition to those of the source's mount.
+        attributes: u64,
+    },
+    /// Gives `to` the owner and permissions of `from`.
+    CopyAttributes {
+        /// An existing directory.
+        from: CString,
+        /// An existing directory.
+        to: CString,
+    },
+    /// Unmounts what is mounted there, flushing it first. Nothing being mounted is fine.
+    Unmount {
+        /// Absolute.
+        path: CString,
+    },
+    /// Removes an empty directory. Its absence is fine.
+    RemoveDirectory {
+        /// Absolute.
+        path: CString,
+    },
+}
+
+/// Why a list of work was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperError {
+    /// One element failed.
+    #[error("cannot {what}: {source}")]
+    Failed {
+        /// What was tried.
+        what: String,
+        /// Why.
+        source: Errno,
+    },
+    /// The child did not end as it should.
+    #[error("the helper process ended unexpectedly ({0:?})")]
+    Ended(Ended),
+    /// There was no child.
+    #[error("cannot run a helper process: {0}")]
+    Process(#[from] std::io::Error),
+}
+
+/// Kills a helper whose work nobody waits for any more.
+struct KillOnDrop(Arc<OwnedFd>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        match process::send_signal(self.0.as_fd(), libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => log::error!("cannot kill a helper process: {error}"),
+        }
+    }
+}
+
+/// Does `work` in a child process. When this is cancelled the child is killed.
+pub async fn run(children: &Children, work: &[Work]) -> Result<(), HelperError> {
+    let (report, report_child) = socket::message_pair().map_err(std::io::Error::from)?;
+    // SAFETY: the child's branch never returns, and the agent has one thread.
+    let (pid, pidfd) = match unsafe { process::clone(0, None) }.map_err(std::io::Error::from)? {
+        Cloned::Child => child(work, &report_child),
+        Cloned::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    children.add(pid);
+    drop(report_child);
+    let pidfd = Arc::new(pidfd);
+    let _guard = KillOnDrop(pidfd.clone());
+    let waiting = children.clone();
+    // A task of its own, so that the child is reaped even if nobody waits any more.
+    let ended = tokio::spawn(async move { waiting.wait(pid, &pidfd).await }).await;
+    let ended = ended.map_err(std::io::Error::other)??;
+    if ended == Ended::Exited(0) {
+        return Ok(());
+    }
+    let mut message = [0u8; 8];
+    match socket::receive(report.as_fd(), &mut message, libc::MSG_DONTWAIT) {
+        Ok((8, None)) => {
+            let [i0, i1, i2, i3, e0, e1, e2, e3] = message;
+            let index = usize::try_from(u32::from_le_bytes([i0, i1, i2, i3])).unwrap_or(usize::MAX);
+            let what = work.get(index).map(describe).unwrap_or_default();
+            Err(HelperError::Failed { what, source: Errno::from_raw(i32::from_le_bytes([e0, e1, e2, e3])) })
+        }
+        _ => Err(HelperError::Ended(ended)),
+    }
+}
+
+fn child(work: &[Work], report: &OwnedFd) -> ! {
+    process::set_umask(0);
+    for (index, element) in (0u32..).zip(work) {
+        if let Err(errno) = perform(element) {
+            let mut message = [0u8; 8];
+            message[..4].copy_from_slice(&index.to_le_bytes());
+            message[4..].copy_from_slice(&(errno as i32).to_le_bytes());
+            // The exit code alone says that it failed, if this cannot.
+            let _ = socket::send(report.as_fd(), &message, None);
+            process::exit(1);
+        }
+    }
+    process::exit(0)
+}
+
+fn perform(work: &Work) -> nix::Result<()> {
+    match work {
+        Work::MakeDirectory { path, mode } => {
+            let here = path::open(c"/", libc::O_PATH | libc::O_DIRECTORY)?;
+            path::make_dir(here.as_fd(), path, *mode)
+        }
+        Work::Mount { kind, options, attributes, target } => {
+            let context = mount::fsopen(kind)?;
+            for (key, value) in options {
+                mount::fsconfig(context.as_fd(), key, value.as_deref())?;
+            }
+            let mounted = mount::fsmount(context.as_fd(), *attributes)?;
+            attach(&mounted, target)
+        }
+        Work::Bind { source, target, attributes } => {
+            let source = path::open(source, libc::O_PATH | libc::O_DIRECTORY)?;
+            let copy = mount::clone_tree(source.as_fd(), Depth::One)?;
+            let attr = MountAttr { set: *attributes, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+            mount::set_attributes(copy.as_fd(), Depth::One, &attr)?;
+            attach(&copy, target)
+        }
+        Work::CopyAttributes { from, to } => {
+            let stat = path::stat_path(from)?;
+            let to = path::open(to, libc::O_RDONLY | libc::O_DIRECTORY)?;
+            path::change_owner(to.as_fd(), c"", stat.st_uid, Some(stat.st_gid))?;
+            path::change_mode(to.as_fd(), stat.st_mode & 0o7777)
+        }
+        Work::Unmount { path } => match mount::unmount(path, libc::UMOUNT_NOFOLLOW) {
+            Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+            result => result,
+        },
+        Work::RemoveDirectory { path } => match nix::unistd::unlinkat(
+            nix::fcntl::AT_FDCWD,
+            path.as_c_str(),
+            nix::unistd::UnlinkatFlags::RemoveDir,
+        ) {
+            Err(Errno::ENOENT) => Ok(()),
+            result => result,
+        },
+    }
+}
+
+fn attach(mounted: &OwnedFd, target: &CString) -> nix::Result<()> {
+    let target = path::open(target, libc::O_PATH | libc::O_DIRECTORY)?;
+    mount::attach(mounted.as_fd(), target.as_fd())
+}
+
+fn describe(work: &Work) -> String {
+    let text = |path: &CString| path.to_string_lossy().into_owned();
+    match work {
+        Work::MakeDirectory { path, .. } => format!("make directory {}", text(path)),
+        Work::Mount { kind, options, target, .. } => {
+            let source = options.iter().find(|(key, _)| key.as_c_str() == c"source");
+            let source = source.and_then(|(_, value)| value.as_ref()).map(text).unwrap_or_default();
+            format!("mount {} {source} on {}", text(kind), text(target))
+        }
+        Work::Bind { source, target, .. } => format!("bind {} on {}", text(source), text(target)),
+        Work::CopyAttributes { to, .. } => format!("set the owner of {}", text(to)),
+        Work::Unmount { path } => format!("unmount {}", text(path)),
+        Work::RemoveDirectory { path } => format!("remove directory {}", text(path)),
+    }
+}

@@ -1,0 +1,134 @@
+//! The new process between clone and exec. Nothing here allocates, locks or returns to the agent's code.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::channel::{Failure, Step, at, child as channel};
+use super::{ExecPlan, InitPlan, ProcessPlan, credentials, rootfs};
+use crate::spec::{Console, Share};
+use crate::sys::{path, process, socket, terminal};
+
+/// The kernel's number of the ptmx device.
+const PTMX: (u32, u32) = (5, 2);
+
+/// Becomes the init process of a container, or says why not and ends.
+pub fn init(plan: &InitPlan<'_>) -> ! {
+    let Err(failure) = run_init(plan);
+    end(&plan.process, failure)
+}
+
+/// Becomes a further process of a container, or says why not and ends.
+pub fn exec(plan: &ExecPlan<'_>) -> ! {
+    let Err(failure) = run_exec(plan);
+    end(&plan.process, failure)
+}
+
+fn end(plan: &ProcessPlan<'_>, failure: Failure) -> ! {
+    // The agent that would want to know is gone if this fails.
+    let _ = channel::failed(plan.channel, failure);
+    process::exit(1)
+}
+
+fn run_init(plan: &InitPlan<'_>) -> Result<Infallible, Failure> {
+    isolate().map_err(at(Step::Isolate, 0))?;
+    // Only now, in the container's cgroup, is that cgroup the root of a new namespace.
+    process::unshare(libc::CLONE_NEWCGROUP).map_err(at(Step::CgroupNamespace, 0))?;
+    let spec = plan.spec;
+    let slave = rootfs::build(plan)?;
+    if spec.uts == Share::Own {
+        if let Some(name) = &spec.hostname {
+            process::set_hostname(name).map_err(at(Step::Hostname, 0))?;
+        }
+        if let Some(name) = &spec.domainname {
+            process::set_domainname(name).map_err(at(Step::Hostname, 1))?;
+        }
+    }
+    if spec.network == Share::Own {
+        socket::loopback_up().map_err(at(Step::Loopback, 0))?;
+    }
+    finish(&plan.process, slave, Gate::Closed)
+}
+
+fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
+    isolate().map_err(at(Step::Isolate, 0))?;
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP;
+    process::join_namespaces(plan.container, namespaces).map_err(at(Step::JoinNamespaces, 0))?;
+    let slave = match plan.process.spec.console {
+        Console::Pipes => None,
+        Console::Terminal(_) => {
+            let root = path::open(c"/", libc::O_PATH | libc::O_DIRECTORY).map_err(at(Step::Terminal, 0))?;
+            Some(open_terminal(&plan.process, &root).map_err(at(Step::Terminal, 0))?)
+        }
+    };
+    finish(&plan.process, slave, Gate::Open)
+}
+
+/// Out of reach of a container's processes while this one still is a copy of the agent, and out of the agent's session.
+fn isolate() -> nix::Result<()> {
+    process::control(libc::PR_SET_DUMPABLE, 0, 0)?;
+    process::reset_signals()?;
+    process::set_umask(0);
+    process::new_session()?;
+    process::new_session_keyring()
+}
+
+/// A new terminal of the container's own devpts: the master goes to the agent, the slave is returned.
+pub fn open_terminal(plan: &ProcessPlan<'_>, root: &OwnedFd) -> nix::Result<OwnedFd> {
+    use nix::errno::Errno;
+    let flags = libc::O_RDWR | libc::O_NOCTTY;
+    let master = path::open_in(root.as_fd(), c"dev/pts/ptmx", flags, path::Resolve::InRoot)?;
+    let is_devpts = path::filesystem_magic(master.as_fd())? == 0x1cd1;
+    if !is_devpts || !path::is_char_device(&path::stat(master.as_fd())?, PTMX.0, PTMX.1) {
+        return Err(Errno::ENOTTY);
+    }
+    let slave = terminal::open_slave(master.as_fd())?;
+    if let Console::Terminal(Some(size)) = plan.spec.console {
+        terminal::set_size(master.as_fd(), size)?;
+    }
+    channel::terminal(plan.channel, master.as_fd())?;
+    Ok(slave)
+}
+
+/// Whether the program may run as soon as it can.
+#[derive(Clone, Copy)]
+enum Gate {
+    Open,
+    Closed,
+}
+
+fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate) -> Result<Infallible, Failure> {
+    set_stdio(plan, slave).map_err(at(Step::Stdio, 0))?;
+    credentials::apply(plan)?;
+    let program = plan.program.find()?;
+    process::close_on_exec_from_3().map_err(at(Step::Stdio, 1))?;
+    if matches!(gate, Gate::Closed) {
+        channel::wait_for_start(plan.channel).map_err(at(Step::Gate, 0))?;
+    }
+    // SAFETY: the plan's lists end with null and point into the spec, which outlives it.
+    let errno = unsafe { process::execute(program, &plan.argv, &plan.envp) };
+    Err(at(Step::Exec, 0)(errno))
+}
+
+/// The user gets to own the streams, so that it can reopen them by name (/dev/stdout).
+fn set_stdio(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>) -> nix::Result<()> {
+    let uid = plan.spec.credentials.uid;
+    if let Some(slave) = slave {
+        path::change_owner(slave.as_fd(), c"", uid, None)?;
+        for number in 0..3 {
+            path::duplicate_to(slave.as_fd(), number)?;
+        }
+        return terminal::make_controlling(slave.as_fd());
+    }
+    for (stream, number) in plan.stdio.iter().zip(0..) {
+        let is_null = path::is_char_device(&path::stat(stream.as_fd())?, 1, 3);
+        if !is_null {
+            path::change_owner(stream.as_fd(), c"", uid, None)?;
+        }
+        path::duplicate_to(stream.as_fd(), number)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The last steps before exec, in the order in which each still has the rights it needs: limits, bounding set, user,
+//! capabilities, no_new_privs.
+
+use nix::errno::Errno;
+
+use super::ProcessPlan;
+use super::channel::{Failure, Step, at};
+use crate::sys::{path, process};
+
+const PR_CAPBSET_DROP: libc::c_int = libc::PR_CAPBSET_DROP;
+
+/// Gives the calling process the rights of the plan and no more. Ends in the working directory.
+pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
+    set_oom_score(plan).map_err(at(Step::OomScore, 0))?;
+    for (index, limit) in plan.rlimits.iter().enumerate() {
+        process::set_limit(limit.resource, limit.soft, limit.hard).map_err(at(Step::Rlimit, index))?;
+    }
+    let known = u64::MAX >> (63 - plan.last_capability);
+    let sets = &plan.capabilities;
+    for capability in 0..=plan.last_capability {
+        if sets.bounding & (1 << capability) == 0 {
+            process::control(PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0)
+                .map_err(at(Step::Capabilities, 0))?;
+        }
+    }
+    // As root first, for directories that only root may enter; where root may not (a remote or FUSE file system), as the user.
+    let entered = match process::change_directory(&plan.spec.cwd) {
+        Err(Errno::EACCES) => false,
+        result => result.map(|()| true).map_err(at(Step::Cwd, 0))?,
+    };
+    process::control(libc::PR_SET_KEEPCAPS, 1, 0).map_err(at(Step::Credentials, 0))?;
+    let credentials = &plan.spec.credentials;
+    process::set_ids(credentials.uid, credentials.gid, &credentials.groups)
+        .map_err(at(Step::Credentials, 0))?;
+    process::control(libc::PR_SET_KEEPCAPS, 0, 0).map_err(at(Step::Credentials, 0))?;
+    if !entered {
+        process::change_directory(&plan.spec.cwd).map_err(at(Step::Cwd, 0))?;
+    }
+    process::check_directory_reachable().map_err(at(Step::Cwd, 0))?;
+    process::set_capabilities(sets.effective & known, sets.permitted & known, sets.inheritable & known)
+        .map_err(at(Step::Capabilities, 0))?;
+    set_ambient(sets.ambient & known, plan.last_capability).map_err(at(Step::AmbientCapabilities, 0))?;
+    if plan.no_new_privileges {
+        process::control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(at(Step::NoNewPrivileges, 0))?;
+    }
+    process::set_umask(credentials.umask);
+    Ok(())
+}
+
+/// Always written: the agent's own score, which a child starts with, would make it unkillable.
+fn set_oom_score(plan: &ProcessPlan<'_>) -> nix::Result<()> {
+    use std::os::fd::AsFd;
+    let file = path::open_at(plan.proc, c"self/oom_score_adj", libc::O_WRONLY)?;
+    path::write_control(file.as_fd(), plan.oom_score_adj.as_bytes())
+}
+
+fn set_ambient(set: u64, last: u32) -> nix::Result<()> {
+    let ambient = |operation: libc::c_int, capability: u32| {
+        process::control(
+            libc::PR_CAP_AMBIENT,
+            libc::c_ulong::from(operation.cast_unsigned()),
+            libc::c_ulong::from(capability),
+        )
+    };
+    ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
+    (0..=last)
+        .filter(|capability| set & (1 << capability) != 0)
+        .try_for_each(|capability| ambient(libc::PR_CAP_AMBIENT_RAISE, capability))
+}

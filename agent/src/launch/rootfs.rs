@@ -1,0 +1,209 @@
+//! A container's file system tree, built in its own mount namespace before its root is entered.
+//!
+//! Every path of the image is resolved below a descriptor of the container's root (openat2 `RESOLVE_IN_ROOT`) and every
+//! mount is attached to a descriptor: a symbolic link in an image cannot lead a mount elsewhere. Allocates nothing.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::channel::{Failure, Step, at};
+use super::{InitPlan, child};
+use crate::spec::{Console, DeviceNode, Filesystem, MountSpec};
+use crate::sys::mount::{self, Depth, MountAttr};
+use crate::sys::path::{self, Resolve};
+
+/// Default devices (OCI runtime-spec, config-linux.md "Default Devices"): name, major, minor.
+const DEVICES: [(&CStr, u32, u32); 6] = [
+    (c"null", 1, 3),
+    (c"zero", 1, 5),
+    (c"full", 1, 7),
+    (c"random", 1, 8),
+    (c"urandom", 1, 9),
+    (c"tty", 5, 0),
+];
+
+/// Default symbolic links: name, target.
+const LINKS: [(&CStr, &CStr); 5] = [
+    (c"fd", c"/proc/self/fd"),
+    (c"stdin", c"/proc/self/fd/0"),
+    (c"stdout", c"/proc/self/fd/1"),
+    (c"stderr", c"/proc/self/fd/2"),
+    (c"ptmx", c"pts/ptmx"),
+];
+
+/// Builds the tree and enters it. Returns the terminal, if the process is to have one.
+pub fn build(plan: &InitPlan<'_>) -> Result<Option<OwnedFd>, Failure> {
+    let spec = plan.spec;
+    // Nothing done here may reach the agent's mounts.
+    mount::mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE).map_err(at(Step::Root, 0))?;
+    let root = path::open(plan.root, libc::O_PATH | libc::O_DIRECTORY).map_err(at(Step::Root, 0))?;
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        mount_one(&root, mount, index)?;
+    }
+    default_devices(&root).map_err(at(Step::DefaultDevices, 0))?;
+    for (index, device) in spec.devices.iter().enumerate() {
+        make_device(&root, device).map_err(at(Step::Device, index))?;
+    }
+    if let Some(cwd) = &plan.cwd {
+        directory(&root, &cwd.steps, Resolve::InRoot).map_err(at(Step::Cwd, 0))?;
+    }
+    let slave = match spec.process.console {
+        Console::Pipes => None,
+        Console::Terminal(_) => {
+            let slave = child::open_terminal(&plan.process, &root).map_err(at(Step::Terminal, 0))?;
+            mount_console(&root, &slave).map_err(at(Step::Console, 0))?;
+            Some(slave)
+        }
+    };
+    for (index, sysctl) in spec.sysctls.iter().enumerate() {
+        // Through the agent's procfs: which namespace a parameter belongs to is decided by who opens it.
+        path::open_at(plan.process.proc, &sysctl.path, libc::O_WRONLY)
+            .and_then(|file| path::write_control(file.as_fd(), &sysctl.value))
+            .map_err(at(Step::Sysctl, index))?;
+    }
+    for (index, path) in spec.readonly_paths.iter().enumerate() {
+        make_readonly(&root, path).map_err(at(Step::ReadOnly, index))?;
+    }
+    for (index, path) in spec.masked_paths.iter().enumerate() {
+        mask(plan, &root, path).map_err(at(Step::Mask, index))?;
+    }
+    if spec.root_readonly {
+        let attr = MountAttr { set: mount::ATTR_RDONLY, ..MountAttr::default() };
+        mount::set_attributes(root.as_fd(), Depth::One, &attr).map_err(at(Step::Root, 0))?;
+    }
+    mount::pivot_into(root.as_fd()).map_err(at(Step::Pivot, 0))?;
+    mount::mount(c"none", c"/", None, spec.propagation).map_err(at(Step::Pivot, 0))?;
+    Ok(slave)
+}
+
+fn mount_one(root: &OwnedFd, spec: &MountSpec, index: usize) -> Result<(), Failure> {
+    let resolve =
+        if spec.filesystem.needs_real_target() { Resolve::InRootNoSymlinks } else { Resolve::InRoot };
+    let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
+    let mounted = new_filesystem(&spec.filesystem, spec.attributes).map_err(at(Step::Mount, index))?;
+    mount::attach(mounted.as_fd(), target.as_fd()).map_err(at(Step::Mount, index))?;
+    if spec.propagation != 0 {
+        let attr = MountAttr { propagation: spec.propagation & !libc::MS_REC, ..MountAttr::default() };
+        mount::set_attributes(mounted.as_fd(), Depth::One, &attr).map_err(at(Step::Mount, index))?;
+    }
+    Ok(())
+}
+
+fn new_filesystem(filesystem: &Filesystem, attributes: u64) -> nix::Result<OwnedFd> {
+    let context = mount::fsopen(&filesystem.kind)?;
+    mount::fsconfig(context.as_fd(), c"source", Some(&filesystem.source))?;
+    for (key, value) in &filesystem.options {
+        mount::fsconfig(context.as_fd(), key, value.as_deref())?;
+    }
+    mount::fsmount(context.as_fd(), attributes)
+}
+
+/// The last of `steps`, with every directory on the way made if it is missing.
+fn directory(root: &OwnedFd, steps: &[CString], resolve: Resolve) -> nix::Result<OwnedFd> {
+    let open = |step: &CStr| path::open_in(root.as_fd(), step, libc::O_PATH | libc::O_DIRECTORY, resolve);
+    let mut parent = open(c".")?;
+    for step in steps {
+        parent = match open(step) {
+            Err(Errno::ENOENT) => {
+                path::make_dir(parent.as_fd(), base_name(step), 0o755)?;
+                open(step)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(parent)
+}
+
+/// What follows the last slash.
+fn base_name(path: &CStr) -> &CStr {
+    let bytes = path.to_bytes_with_nul();
+    let start = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    CStr::from_bytes_with_nul(&bytes[start..]).unwrap_or(path)
+}
+
+fn default_devices(root: &OwnedFd) -> nix::Result<()> {
+    let dev = directory_of(root, c"dev")?;
+    for (name, major, minor) in DEVICES {
+        node(dev.as_fd(), name, libc::S_IFCHR | 0o666, libc::makedev(major, minor))?;
+    }
+    for (name, target) in LINKS {
+        match path::make_symlink(target, dev.as_fd(), name) {
+            Err(Errno::EEXIST) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+fn directory_of(root: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {
+    let open = || path::open_in(root.as_fd(), name, libc::O_PATH | libc::O_DIRECTORY, Resolve::InRoot);
+    match open() {
+        Err(Errno::ENOENT) => {
+            path::make_dir(root.as_fd(), name, 0o755)?;
+            open()
+        }
+        opened => opened,
+    }
+}
+
+/// A device node; one that is there already must be the same device.
+fn node(parent: BorrowedFd<'_>, name: &CStr, mode: libc::mode_t, device: libc::dev_t) -> nix::Result<()> {
+    match path::make_node(parent, name, mode, device) {
+        Err(Errno::EEXIST) => {
+            let found = path::open_at(parent, name, libc::O_PATH | libc::O_NOFOLLOW)?;
+            let stat = path::stat(found.as_fd())?;
+            if path::kind(&stat) == mode & libc::S_IFMT && stat.st_rdev == device {
+                Ok(())
+            } else {
+                Err(Errno::EEXIST)
+            }
+        }
+        result => result,
+    }
+}
+
+fn make_device(root: &OwnedFd, device: &DeviceNode) -> nix::Result<()> {
+    let steps = &device.path.steps;
+    let parent = directory(root, &steps[..steps.len().saturating_sub(1)], Resolve::InRoot)?;
+    let name = base_name(device.path.path());
+    node(parent.as_fd(), name, device.mode, device.device)?;
+    path::change_owner(parent.as_fd(), name, device.uid, Some(device.gid))
+}
+
+fn mount_console(root: &OwnedFd, slave: &OwnedFd) -> nix::Result<()> {
+    let dev = directory_of(root, c"dev")?;
+    match path::make_node(dev.as_fd(), c"console", libc::S_IFREG | 0o600, 0) {
+        Err(Errno::EEXIST) => {}
+        result => result?,
+    }
+    let target = path::open_at(dev.as_fd(), c"console", libc::O_PATH | libc::O_NOFOLLOW)?;
+    let copy = mount::clone_tree(slave.as_fd(), Depth::One)?;
+    mount::attach(copy.as_fd(), target.as_fd())
+}
+
+/// `None` where the container has no such path: then there is nothing to protect.
+fn existing(root: &OwnedFd, name: &CStr) -> nix::Result<Option<OwnedFd>> {
+    match path::open_in(root.as_fd(), name, libc::O_PATH, Resolve::InRoot) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+fn make_readonly(root: &OwnedFd, name: &CStr) -> nix::Result<()> {
+    let Some(target) = existing(root, name)? else { return Ok(()) };
+    let copy = mount::clone_tree(target.as_fd(), Depth::Recursive)?;
+    let attr = MountAttr { set: mount::ATTR_RDONLY, ..MountAttr::default() };
+    mount::set_attributes(copy.as_fd(), Depth::Recursive, &attr)?;
+    mount::attach(copy.as_fd(), target.as_fd())
+}
+
+/// Hides a file behind the agent's null device, a directory behind its empty directory.
+fn mask(plan: &InitPlan<'_>, root: &OwnedFd, name: &CStr) -> nix::Result<()> {
+    let Some(target) = existing(root, name)? else { return Ok(()) };
+    let is_directory = path::kind(&path::stat(target.as_fd())?) == libc::S_IFDIR;
+    let cover = path::open(if is_directory { plan.mask_directory } else { plan.mask_file }, libc::O_PATH)?;
+    let copy = mount::clone_tree(cover.as_fd(), Depth::One)?;
+    mount::attach(copy.as_fd(), target.as_fd())
+}

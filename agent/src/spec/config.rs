@@ -1,0 +1,300 @@
+//! The whole config.json.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+
+use super::mounts::{MountPoint, MountSpec, root_propagation};
+use super::process::{Console, ProcessSpec};
+use super::resources::Limits;
+use super::{SpecError, c_string, schema};
+
+/// Whether a container has a namespace of its own or uses the pod's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// A new one.
+    Own,
+    /// The guest's, which all containers of the pod share.
+    Pod,
+}
+
+/// A container as its config.json describes it. It always has pid, mount and cgroup namespaces of its own.
+#[derive(Clone, Debug)]
+pub struct ContainerSpec {
+    /// The init process.
+    pub process: ProcessSpec,
+    /// Whether the root file system is mounted read-only.
+    pub root_readonly: bool,
+    /// For an own UTS namespace.
+    pub hostname: Option<CString>,
+    /// For an own UTS namespace.
+    pub domainname: Option<CString>,
+    /// In order.
+    pub mounts: Vec<MountSpec>,
+    /// Network namespace.
+    pub network: Share,
+    /// IPC namespace.
+    pub ipc: Share,
+    /// UTS namespace.
+    pub uts: Share,
+    /// Besides the default devices.
+    pub devices: Vec<DeviceNode>,
+    /// Relative to the root.
+    pub masked_paths: Vec<CString>,
+    /// Relative to the root.
+    pub readonly_paths: Vec<CString>,
+    /// Kernel parameters of the container's namespaces.
+    pub sysctls: Vec<Sysctl>,
+    /// `MS_SLAVE` and so on for the whole tree.
+    pub propagation: u64,
+    /// Resource limits.
+    pub limits: Limits,
+}
+
+/// A device node to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Where.
+    pub path: MountPoint,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Major and minor number as the kernel packs them.
+    pub device: u64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A kernel parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctl {
+    /// Below /proc: `sys/net/ipv4/ip_forward`.
+    pub path: CString,
+    /// What is written.
+    pub value: Vec<u8>,
+}
+
+impl ContainerSpec {
+    /// Parses config.json. Also returns remarks for the log.
+    pub fn from_json(json: &[u8]) -> Result<(Self, Vec<String>), SpecError> {
+        let config: schema::Config = serde_json::from_slice(json)?;
+        if !config.oci_version.starts_with("1.") {
+            return Err(SpecError::unsupported(
+                "ociVersion",
+                format!("{:?} is not a version 1 of the specification", config.oci_version),
+            ));
+        }
+        let mut notes = Vec::new();
+        let linux = config.linux;
+        refuse_unsupported(&config.hooks, &linux)?;
+        if !linux.mount_label.is_empty() {
+            notes.push(format!("mount label {:?} ignored: the guest has no SELinux", linux.mount_label));
+        }
+        if linux.intel_rdt.is_some() {
+            notes.push("linux.intelRdt ignored: it concerns the host".to_owned());
+        }
+        let namespaces = Namespaces::parse(&linux.namespaces)?;
+        if namespaces.uts == Share::Pod && !(config.hostname.is_empty() && config.domainname.is_empty()) {
+            return Err(SpecError::invalid("hostname", "needs a uts namespace of its own"));
+        }
+        let process = ProcessSpec::parse(config.process, &mut notes)?;
+        let mounts = config.mounts.iter().map(MountSpec::parse).collect::<Result<Vec<_>, _>>()?;
+        let has_devpts = mounts.iter().any(|mount| mount.target.path() == c"dev/pts");
+        if process.console != Console::Pipes && !has_devpts {
+            return Err(SpecError::invalid("process.terminal", "needs a devpts mounted on /dev/pts"));
+        }
+        let name = |field, text: &str| (!text.is_empty()).then(|| c_string(field, text)).transpose();
+        let paths = |field, list: &[String]| {
+            list.iter()
+                .map(|path| MountPoint::parse(field, path).map(|point| point.path().to_owned()))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok((
+            Self {
+                process,
+                root_readonly: config.root.readonly,
+                hostname: name("hostname", &config.hostname)?,
+                domainname: name("domainname", &config.domainname)?,
+                mounts,
+                network: namespaces.network,
+                ipc: namespaces.ipc,
+                uts: namespaces.uts,
+                devices: linux.devices.iter().map(DeviceNode::parse).collect::<Result<_, _>>()?,
+                masked_paths: paths("linux.maskedPaths", &linux.masked_paths)?,
+                readonly_paths: paths("linux.readonlyPaths", &linux.readonly_paths)?,
+                sysctls: linux
+                    .sysctl
+                    .iter()
+                    .map(|(name, value)| Sysctl::parse(name, value, &namespaces))
+                    .collect::<Result<_, _>>()?,
+                propagation: root_propagation(&linux.rootfs_propagation)?,
+                limits: linux
+                    .resources
+                    .map(|resources| Limits::parse(&resources, &mut notes))
+                    .transpose()?
+                    .unwrap_or_default(),
+            },
+            notes,
+        ))
+    }
+}
+
+fn refuse_unsupported(hooks: &schema::Hooks, linux: &schema::Linux) -> Result<(), SpecError> {
+    let present = [
+        ("hooks.createContainer", !hooks.create_container.is_empty()),
+        ("hooks.startContainer", !hooks.start_container.is_empty()),
+        ("linux.seccomp", linux.seccomp.is_some()),
+        ("linux.uidMappings", !linux.uid_mappings.is_empty()),
+        ("linux.gidMappings", !linux.gid_mappings.is_empty()),
+        ("linux.timeOffsets", !linux.time_offsets.is_empty()),
+        ("linux.netDevices", !linux.net_devices.is_empty()),
+        ("linux.memoryPolicy", linux.memory_policy.is_some()),
+        ("linux.personality", linux.personality.is_some()),
+    ];
+    match present.iter().find(|(_, present)| *present) {
+        Some((field, _)) => Err(SpecError::unsupported(field, "not supported by this agent")),
+        None => Ok(()),
+    }
+}
+
+struct Namespaces {
+    network: Share,
+    ipc: Share,
+    uts: Share,
+}
+
+impl Namespaces {
+    fn parse(list: &[schema::Namespace]) -> Result<Self, SpecError> {
+        const FIELD: &str = "linux.namespaces";
+        let mut kinds = HashSet::new();
+        for namespace in list {
+            let kind = namespace.kind.as_str();
+            match kind {
+                "pid" | "mount" | "network" | "ipc" | "uts" | "cgroup" => {}
+                "user" | "time" => {
+                    return Err(SpecError::unsupported(
+                        FIELD,
+                        format!("a {kind} namespace is not supported by this agent"),
+                    ));
+                }
+                other => return Err(SpecError::invalid(FIELD, format!("{other:?} is not a namespace"))),
+            }
+            if !namespace.path.is_empty() {
+                return Err(SpecError::unsupported(
+                    FIELD,
+                    format!("{kind}: joining {:?} is not supported by this agent", namespace.path),
+                ));
+            }
+            if !kinds.insert(kind) {
+                return Err(SpecError::invalid(FIELD, format!("{kind} is given twice")));
+            }
+        }
+        for needed in ["pid", "mount"] {
+            if !kinds.contains(needed) {
+                return Err(SpecError::unsupported(
+                    FIELD,
+                    format!("{needed} is missing: a container cannot share the guest's {needed} namespace"),
+                ));
+            }
+        }
+        let share = |kind| if kinds.contains(kind) { Share::Own } else { Share::Pod };
+        Ok(Self { network: share("network"), ipc: share("ipc"), uts: share("uts") })
+    }
+}
+
+impl DeviceNode {
+    fn parse(device: &schema::Device) -> Result<Self, SpecError> {
+        const FIELD: &str = "linux.devices";
+        let kind = match device.kind.as_str() {
+            "c" | "u" => libc::S_IFCHR,
+            "b" => libc::S_IFBLK,
+            "p" => libc::S_IFIFO,
+            other => {
+                return Err(SpecError::invalid(
+                    FIELD,
+                    format!("{}: {other:?} is not a device type", device.path),
+                ));
+            }
+        };
+        let number = |number: i64| {
+            u32::try_from(number).map_err(|_| {
+                SpecError::invalid(FIELD, format!("{}: {number} is not a device number", device.path))
+            })
+        };
+        let permissions = device.file_mode.unwrap_or(0o666);
+        if permissions & !(libc::S_IFMT | 0o7777) != 0 {
+            return Err(SpecError::invalid(
+                FIELD,
+                format!("{}: {permissions:o} is not a file mode", device.path),
+            ));
+        }
+        Ok(Self {
+            path: MountPoint::parse(FIELD, &device.path)?,
+            mode: kind | (permissions & 0o7777),
+            device: libc::makedev(number(device.major)?, number(device.minor)?),
+            uid: device.uid,
+            gid: device.gid,
+        })
+    }
+}
+
+impl Sysctl {
+    /// Only parameters that belong to a namespace of the container's own may be set.
+    fn parse(name: &str, value: &str, namespaces: &Namespaces) -> Result<Self, SpecError> {
+        const FIELD: &str = "linux.sysctl";
+        const IPC: [&str; 7] = [
+            "kernel.msgmax",
+            "kernel.msgmnb",
+            "kernel.msgmni",
+            "kernel.sem",
+            "kernel.shmall",
+            "kernel.shmmax",
+            "kernel.shmmni",
+        ];
+        // runc accepts both separators; with slashes, a dot belongs to an interface's name.
+        let dotted =
+            if name.contains('/') { name.replace('.', "\u{0}").replace('/', ".") } else { name.to_owned() };
+        let owner = if IPC.contains(&dotted.as_str())
+            || dotted == "kernel.shm_rmid_forced"
+            || dotted.starts_with("fs.mqueue.")
+        {
+            Some(("ipc", namespaces.ipc))
+        } else if dotted.starts_with("net.") {
+            Some(("network", namespaces.network))
+        } else if dotted == "kernel.domainname" {
+            Some(("uts", namespaces.uts))
+        } else {
+            None
+        };
+        match owner {
+            Some((_, Share::Own)) => {}
+            Some((kind, Share::Pod)) => {
+                return Err(SpecError::invalid(
+                    FIELD,
+                    format!("{name}: needs a {kind} namespace of its own"),
+                ));
+            }
+            None => {
+                return Err(SpecError::invalid(
+                    FIELD,
+                    format!("{name}: does not belong to a namespace, so it cannot be set"),
+                ));
+            }
+        }
+        Ok(Self { path: sysctl_path(FIELD, name)?, value: value.as_bytes().to_vec() })
+    }
+
+    /// A parameter of the whole guest: any.
+    pub fn of_pod(name: &str, value: &str) -> Result<Self, SpecError> {
+        Ok(Self { path: sysctl_path("sysctls", name)?, value: value.as_bytes().to_vec() })
+    }
+}
+
+/// The file of a kernel parameter, below /proc.
+fn sysctl_path(field: &'static str, name: &str) -> Result<CString, SpecError> {
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return Err(SpecError::invalid(field, format!("{name:?} is not the name of a kernel parameter")));
+    }
+    c_string(field, &format!("sys/{path}"))
+}

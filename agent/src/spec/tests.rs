@@ -1,0 +1,180 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn minimal() -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {"args": ["true"], "cwd": "/"},
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]}
+    })
+}
+
+/// The minimal spec with `pointer` set to `value`.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut spec = minimal();
+    let mut at = &mut spec;
+    for key in pointer.split('.') {
+        at = at.as_object_mut().unwrap().entry(key).or_insert_with(|| json!({}));
+    }
+    *at = value;
+    spec
+}
+
+fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
+    ContainerSpec::from_json(spec.to_string().as_bytes()).map(|(spec, _)| spec)
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let spec = parse(&minimal()).unwrap();
+    assert_eq!((spec.network, spec.ipc, spec.uts), (Share::Pod, Share::Pod, Share::Own));
+    assert_eq!(spec.process.credentials.umask, 0o022);
+    assert_eq!(spec.process.console, Console::Pipes);
+    assert!(spec.process.capabilities.is_none() && spec.mounts.is_empty() && !spec.root_readonly);
+}
+
+#[test]
+fn unknown_properties_are_ignored() {
+    assert!(parse(&with("somethingNew", json!([1]))).is_ok());
+    assert!(parse(&with("linux.somethingNew", json!({"a": 1}))).is_ok());
+}
+
+#[test]
+fn what_cannot_be_honoured_is_an_error_that_names_the_field() {
+    let user = json!([{"type": "pid"}, {"type": "mount"}, {"type": "user"}]);
+    let joined = json!([{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "mount"}]);
+    for (pointer, value, field) in [
+        ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"}), "linux.seccomp"),
+        ("linux.uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings"),
+        ("linux.namespaces", user, "linux.namespaces"),
+        ("linux.namespaces", joined, "linux.namespaces"),
+        ("linux.namespaces", json!([{"type": "mount"}]), "linux.namespaces"),
+        ("linux.personality", json!({"domain": "LINUX32"}), "linux.personality"),
+        ("process.scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler"),
+        ("hooks.startContainer", json!([{"path": "/x"}]), "hooks.startContainer"),
+        ("mounts", json!([{"destination": "/d", "type": "bind", "source": "/s"}]), "mounts"),
+        ("mounts", json!([{"destination": "/d", "source": "/s", "options": ["rbind"]}]), "mounts"),
+        ("mounts", json!([{"destination": "/d", "type": "nfs"}]), "mounts"),
+        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}]), "mounts"),
+        ("linux.resources", json!({"hugepageLimits": [{}]}), "linux.resources.hugepageLimits"),
+        ("ociVersion", json!("2.0.0"), "ociVersion"),
+    ] {
+        let error = parse(&with(pointer, value)).unwrap_err();
+        assert!(
+            matches!(&error, SpecError::Unsupported { field: named, .. } if *named == field),
+            "{pointer}: {error}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_right_is_an_error_that_names_the_field() {
+    let twice =
+        json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}, {"type": "RLIMIT_CPU", "soft": 1, "hard": 1}]);
+    for (pointer, value, field) in [
+        ("process.args", json!([]), "process.args"),
+        ("process.args", json!(["a\u{0}b"]), "process.args"),
+        ("process.cwd", json!("relative"), "process.cwd"),
+        ("process.env", json!(["NOVALUE"]), "process.env"),
+        ("process.rlimits", twice, "process.rlimits"),
+        ("process.rlimits", json!([{"type": "RLIMIT_X", "soft": 1, "hard": 1}]), "process.rlimits"),
+        ("process.rlimits", json!([{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]), "process.rlimits"),
+        ("process.oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+        ("process.terminal", json!(true), "process.terminal"),
+        (
+            "linux.namespaces",
+            json!([{"type": "pid"}, {"type": "pid"}, {"type": "mount"}]),
+            "linux.namespaces",
+        ),
+        ("linux.namespaces", json!([{"type": "nonsense"}]), "linux.namespaces"),
+        ("linux.sysctl", json!({"kernel.panic": "1"}), "linux.sysctl"),
+        ("linux.sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+        ("linux.devices", json!([{"type": "x", "path": "/dev/x"}]), "linux.devices"),
+        ("linux.devices", json!([{"type": "c", "path": "/dev/x", "major": -1}]), "linux.devices"),
+        ("linux.rootfsPropagation", json!("sometimes"), "linux.rootfsPropagation"),
+        ("mounts", json!([{"destination": "relative", "type": "tmpfs"}]), "mounts"),
+        ("mounts", json!([{"destination": "/a/..", "type": "tmpfs"}]), "mounts"),
+    ] {
+        let error = parse(&with(pointer, value)).unwrap_err();
+        assert!(
+            matches!(&error, SpecError::Invalid { field: named, .. } if *named == field),
+            "{pointer}: {error}"
+        );
+    }
+    assert!(matches!(parse(&with("process.args", json!("true"))), Err(SpecError::Json(_))));
+}
+
+#[test]
+fn an_error_about_the_environment_does_not_show_values() {
+    let error = parse(&with("process.env", json!(["SECRET=hunter2", "BROKEN"]))).unwrap_err();
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}
+
+#[test]
+fn of_a_repeated_variable_the_last_counts() {
+    let spec = parse(&with("process.env", json!(["A=1", "B=2", "A=3"]))).unwrap();
+    let env: Vec<_> = spec.process.env.iter().map(|entry| entry.to_str().unwrap()).collect();
+    assert_eq!(env, ["B=2", "A=3"]);
+}
+
+#[test]
+fn mount_options_are_sorted_into_attributes_and_data() {
+    use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, ATTR_STRICTATIME};
+    let options = json!([
+        "nosuid",
+        "nodev",
+        "ro",
+        "rw",
+        "relatime",
+        "strictatime",
+        "size=64k",
+        "nr_inodes=5",
+        "flag",
+        "rslave"
+    ]);
+    let mounts = json!([{"destination": "//a/./b/../c", "type": "tmpfs", "options": options}]);
+    let spec = parse(&with("mounts", mounts)).unwrap();
+    let mount = &spec.mounts[0];
+    assert_eq!(mount.attributes, ATTR_NOSUID | ATTR_NODEV | ATTR_STRICTATIME);
+    assert_eq!(mount.attributes & ATTR_RDONLY, 0);
+    assert_eq!(mount.propagation, libc::MS_SLAVE | libc::MS_REC);
+    let data: Vec<_> = mount.filesystem.options.iter().map(|(key, _)| key.to_str().unwrap()).collect();
+    assert_eq!(data, ["size", "nr_inodes", "flag"]);
+    let steps: Vec<_> = mount.target.steps.iter().map(|step| step.to_str().unwrap()).collect();
+    assert_eq!(steps, ["a", "a/c"]);
+}
+
+#[test]
+fn a_container_on_cgroup_v2_gets_cgroup2() {
+    let spec = parse(&with("mounts", json!([{"destination": "/sys/fs/cgroup", "type": "cgroup"}]))).unwrap();
+    assert_eq!(spec.mounts[0].filesystem.kind.to_str().unwrap(), "cgroup2");
+}
+
+proptest! {
+    #[test]
+    fn no_json_panics(json in "\\PC{0,200}") {
+        let _ = ContainerSpec::from_json(json.as_bytes());
+        let _ = ProcessSpec::from_json(json.as_bytes());
+    }
+
+    #[test]
+    fn a_mount_point_never_leaves_the_root(path in "/[a-c./]{0,40}") {
+        if let Ok(point) = MountPoint::parse("mounts", &path) {
+            let text = point.path().to_str().unwrap().to_owned();
+            prop_assert!(!text.starts_with('/') && !text.is_empty());
+            prop_assert!(text.split('/').all(|part| !matches!(part, "" | "." | "..")));
+            prop_assert_eq!(point.steps.len(), text.split('/').count());
+        }
+    }
+
+    #[test]
+    fn any_user_survives(uid: u32, gid: u32, groups in proptest::collection::vec(any::<u32>(), 0..5)) {
+        let user = json!({"uid": uid, "gid": gid, "additionalGids": groups.clone()});
+        let spec = parse(&with("process.user", user)).unwrap();
+        prop_assert_eq!(spec.process.credentials.uid, uid);
+        prop_assert_eq!(spec.process.credentials.gid, gid);
+        prop_assert_eq!(spec.process.credentials.groups, groups);
+    }
+}
