@@ -27,14 +27,15 @@ fn duration(seconds: u64) -> String {
 /// "124MB": three digits, powers of 1000.
 pub fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    let mut scale = 1_u64;
+    let mut scale = 1;
     let mut unit = 0;
+    let bytes = u128::from(bytes);
     while unit + 1 < UNITS.len() && bytes / scale >= 1000 {
         scale *= 1000;
         unit += 1;
     }
     let whole = bytes / scale;
-    let thousandths = bytes % scale * 1000 / scale.max(1);
+    let thousandths = bytes % scale * 1000 / scale;
     let decimals = match whole {
         _ if unit == 0 || whole >= 100 => return format!("{whole}{}", UNITS[unit]),
         10.. => format!("{:01}", thousandths / 100),

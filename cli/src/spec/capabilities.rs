@@ -87,8 +87,8 @@ fn parse(text: &str) -> Result<Named, UnknownCapability> {
     if name == "ALL" {
         return Ok(Named::All);
     }
-    let name = if name.starts_with("CAP_") { name } else { format!("CAP_{name}") };
-    Capability::from_str(&name).map(Named::One).map_err(|_| UnknownCapability(text.to_owned()))
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    Capability::from_str(name).map(Named::One).map_err(|_| UnknownCapability(text.to_owned()))
 }
 
 impl CapabilitySet {
