@@ -3,6 +3,9 @@
 //!
 //! `fake-vmm [FAULT]`: what is to go wrong, see [`Fault`].
 
+#![allow(clippy::unwrap_used, reason = "a test double: every surprise is a failed test")]
+#![allow(missing_docs)]
+
 mod agent;
 mod streams;
 
@@ -44,7 +47,7 @@ const STEPS: [&str; 10] =
 impl Fault {
     fn parse(word: Option<&str>) -> Self {
         match word {
-            None => Self::None,
+            None | Some("") => Self::None,
             Some("refuse-boot") => Self::RefuseBoot,
             Some("panic") => Self::Panic,
             Some("silent") => Self::Silent,

@@ -1,0 +1,147 @@
+//! Standard streams: nothing lost, nothing blocked, whoever reads late, leaves or never comes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+
+use hull_shim::client::{Process, Reach};
+use support::{Pod, reader, soon};
+
+const INIT: Process<'static> = Process { container: "web", exec: "" };
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| u8::try_from((i ^ (i >> 8) ^ (i >> 16)) & 0xff).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn ten_megabytes_there_and_back() {
+    let mut pod = Pod::new("web", &["cat"]);
+    pod.request.stdin = pod.fifo("in");
+    pod.request.stdout = pod.fifo("out");
+    let output = reader(&pod.request.stdout);
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    let input = pattern(10 << 20);
+    let (path, bytes) = (pod.request.stdin.clone(), input.clone());
+    let writer =
+        std::thread::spawn(move || OpenOptions::new().write(true).open(path).unwrap().write_all(&bytes));
+    // The end of input is what is queued, not what was queued when it was asked for.
+    soon(client.close_io(INIT)).await.unwrap();
+    assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 0);
+    writer.join().unwrap().unwrap();
+    assert!(output.join().unwrap() == input, "every byte arrives in order");
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn input_stays_open_until_it_is_closed() {
+    let mut pod = Pod::new("web", &["cat"]);
+    pod.request.stdin = pod.fifo("in");
+    pod.request.stdout = pod.fifo("out");
+    let client = pod.connect().await;
+    let output = reader(&pod.request.stdout);
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    for part in ["one ", "two"] {
+        // Each writer closes, as a client that detaches does.
+        OpenOptions::new().write(true).open(&pod.request.stdin).unwrap().write_all(part.as_bytes()).unwrap();
+    }
+    soon(client.close_io(INIT)).await.unwrap();
+    soon(client.close_io(INIT)).await.unwrap();
+    soon(client.wait(INIT)).await.unwrap();
+    assert_eq!(output.join().unwrap(), b"one two");
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_reader_may_come_after_the_exit() {
+    let mut pod = Pod::new("web", &["echo", "early"]);
+    pod.request.stdout = pod.fifo("out");
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    soon(client.wait(INIT)).await.unwrap();
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut late =
+        OpenOptions::new().read(true).custom_flags(flags.bits()).open(&pod.request.stdout).unwrap();
+    let mut text = String::new();
+    late.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "early\n");
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_reader_may_go_and_another_come() {
+    let mut pod = Pod::new("web", &["sh", "-c", "echo first; read x; echo second"]);
+    pod.request.stdin = pod.fifo("in");
+    pod.request.stdout = pod.fifo("out");
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    let mut first = [0; 6];
+    fs::File::open(&pod.request.stdout).unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"first\n");
+    let second = reader(&pod.request.stdout);
+    OpenOptions::new().write(true).open(&pod.request.stdin).unwrap().write_all(b"go\n").unwrap();
+    assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 0, "no EPIPE reaches the process");
+    assert_eq!(second.join().unwrap(), b"second\n");
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_does_not_outlive_a_kill() {
+    let mut pod =
+        Pod::new("web", &["sh", "-c", "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy; done"]);
+    pod.request.stdout = pod.fifo("out");
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    soon(client.state(INIT)).await.expect("a full fifo does not block the shim");
+    client.kill(INIT, 9, Reach::Process).await.unwrap();
+    assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 137);
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn an_exec_has_streams_of_its_own() {
+    let mut pod = Pod::new("web", &["sleep", "1000"]);
+    pod.request.stdout = format!("file://{}", pod.file("log").display());
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    for n in 0..20 {
+        let id = format!("e{n}");
+        let exec = Process::exec("web", &id);
+        let mut request = pod.exec_request(&id, &["sh", "-c", "cat; exit 5"]);
+        request.stdin = pod.fifo(&format!("{id}in"));
+        request.stdout = pod.fifo(&format!("{id}out"));
+        let output = reader(&request.stdout);
+        soon(client.exec(&request)).await.unwrap();
+        OpenOptions::new().read(true).write(true).open(&request.stdin).unwrap().write_all(b"hi").unwrap();
+        soon(client.close_io(exec)).await.unwrap();
+        soon(client.start(exec)).await.unwrap();
+        assert_eq!(soon(client.wait(exec)).await.unwrap().exit_status, 5);
+        soon(client.delete(exec)).await.unwrap();
+        let _ = output.join().unwrap();
+    }
+    let shim = client.connect_task("web").await.unwrap().shim_pid;
+    let fds = fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+    assert!(fds < 30, "{fds} descriptors are open after 20 execs");
+    soon(client.shutdown_now("web")).await.unwrap();
+    pod.assert_nothing_left();
+}

@@ -1,0 +1,184 @@
+//! A fake containerd: a bundle, a shim around the fake monitor, and a check that nothing is left behind.
+
+#![allow(dead_code, reason = "every test program uses a part")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hull_shim::client::messages::{CreateTaskRequest, ExecProcessRequest};
+use hull_shim::client::{PROCESS_TYPE_URL, Shim, TaskClient, json_any};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Pod {
+    pub dir: TempDir,
+    pub id: String,
+    pub shim: Shim,
+    pub config: Value,
+    pub request: CreateTaskRequest,
+}
+
+fn script(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn fake_vmm() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().unwrap().parent().unwrap().join("examples/fake-vmm");
+    assert!(path.is_file(), "{} is built with the tests", path.display());
+    path
+}
+
+impl Pod {
+    pub fn new(id: &str, args: &[&str]) -> Self {
+        Self::with(id, args, "", "")
+    }
+
+    /// `fault` goes to the fake monitor, `environment` are assignments for the shim.
+    pub fn with(id: &str, args: &[&str], fault: &str, environment: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("hs").tempdir_in("/tmp").unwrap();
+        let root = dir.path().display();
+        let bundle = dir.path().join("b");
+        fs::create_dir(&bundle).unwrap();
+        fs::write(dir.path().join("index"), vec![0; 4096]).unwrap();
+        let vmm = dir.path().join("vmm");
+        // The directory on the command line lets the leak check find it.
+        script(&vmm, &format!("exec {} '{fault}' {root}", fake_vmm().display()));
+        let binary = dir.path().join("shim");
+        let index = dir.path().join("index");
+        let exe = env!("CARGO_BIN_EXE_containerd-shim-hull-v2");
+        script(
+            &binary,
+            &format!(
+                "export HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_KERNEL={index} HULL_INITRAMFS={index} {environment}\nexec {exe} \"$@\"",
+                index = index.display()
+            ),
+        );
+        let shim = Shim {
+            binary,
+            namespace: "test".into(),
+            id: id.into(),
+            bundle: bundle.clone(),
+            callback_address: "none".into(),
+        };
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs"},
+            "hostname": id,
+            "process": {"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "linux": {}
+        });
+        let mut request = CreateTaskRequest::new();
+        request.id = id.into();
+        request.bundle = bundle.display().to_string();
+        let mut mount = containerd_shim_protos::types::mount::Mount::new();
+        mount.type_ = "erofs".into();
+        mount.source = index.display().to_string();
+        mount.options = vec!["ro".into()];
+        request.rootfs = vec![mount];
+        Self { dir, id: id.into(), shim, config, request }
+    }
+
+    pub fn bundle(&self) -> &Path {
+        &self.shim.bundle
+    }
+
+    pub fn annotate(&mut self, name: &str, value: &str) {
+        self.config["annotations"][name] = value.into();
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn fifo(&self, name: &str) -> String {
+        let path = self.file(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path.display().to_string()
+    }
+
+    /// Runs `start` and connects.
+    pub async fn connect(&self) -> TaskClient {
+        fs::write(self.bundle().join("config.json"), self.config.to_string()).unwrap();
+        let address = self.shim.start().unwrap();
+        assert_eq!(fs::read_to_string(self.bundle().join("address")).unwrap(), address);
+        TaskClient::connect(&address).await.unwrap()
+    }
+
+    pub fn exec_request(&self, exec: &str, args: &[&str]) -> ExecProcessRequest {
+        let mut request = ExecProcessRequest::new();
+        request.id.clone_from(&self.id);
+        request.exec_id = exec.into();
+        let process = json!({"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}});
+        request.spec = Some(json_any(PROCESS_TYPE_URL, process.to_string().into_bytes())).into();
+        request
+    }
+
+    /// Process ids with this pod's directory on their command line.
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        let mark = self.dir.path().display().to_string();
+        let own = std::process::id();
+        fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|&pid| pid != own)
+            .filter_map(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                line.contains(&mark).then_some((pid, line))
+            })
+            .collect()
+    }
+
+    /// Waits until no process and no socket of the pod is left.
+    pub fn assert_nothing_left(&self) {
+        let sockets = || fs::read_dir(self.file("r/s")).map_or(0, Iterator::count);
+        eventually(
+            || self.processes().is_empty() && sockets() == 0,
+            || format!("{:?}, {} sockets; log: {}", self.processes(), sockets(), self.log()),
+        );
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.bundle().join("shim.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = writeln!(std::io::stderr(), "shim's log:\n{}", self.log());
+        }
+        for (pid, _) in self.processes() {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Waits for a condition that others bring about.
+pub fn eventually(condition: impl Fn() -> bool, otherwise: impl Fn() -> String) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "{}", otherwise());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Reads a fifo or file to its end on a thread.
+pub fn reader(path: &str) -> std::thread::JoinHandle<Vec<u8>> {
+    let path = path.to_owned();
+    std::thread::spawn(move || fs::read(path).unwrap())
+}
+
+/// Fails a test that hangs.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}
