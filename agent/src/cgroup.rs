@@ -29,7 +29,7 @@ const FILE_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// A call failed.
-    #[error("cgroup: {what} {file}: {source}")]
+    #[error("cgroup: {what} {file}: {}", source.desc())]
     File {
         /// `read`, `write`, `open`, `make` or `remove`.
         what: &'static str,
@@ -42,7 +42,7 @@ pub enum CgroupError {
     #[error("cgroup: this guest cannot limit {0}: its kernel has no such control")]
     Missing(String),
     /// A value that the kernel refused.
-    #[error("cgroup: the kernel refuses {value:?} for {file}: {source}")]
+    #[error("cgroup: the kernel refuses {value:?} for {file}: {}", source.desc())]
     Refused {
         /// Which file.
         file: String,

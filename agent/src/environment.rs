@@ -18,7 +18,7 @@ use crate::sys::mount::MountAttr;
 
 /// Why the agent cannot prepare itself.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {path}: {source}")]
+#[error("cannot {what} {path}: {}", source.desc())]
 pub struct EnvironmentError {
     what: &'static str,
     path: String,

@@ -65,7 +65,7 @@ pub enum Work {
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
     /// One element failed.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {}", source.desc())]
     Failed {
         /// What was tried.
         what: String,

@@ -30,7 +30,7 @@ pub enum LaunchError {
     #[error("{0}")]
     Program(String),
     /// A step of the set-up failed in the new process.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", source.desc().to_lowercase())]
     SetUp {
         /// What was tried.
         what: String,
@@ -312,7 +312,9 @@ impl Subjects {
         let reason = errno.desc().to_lowercase();
         match step {
             Step::Search => {
-                return LaunchError::Program(format!("exec: {program:?}: executable file not found in $PATH"));
+                return LaunchError::Program(format!(
+                    "exec: {program:?}: executable file not found in $PATH"
+                ));
             }
             Step::Stat => {
                 return LaunchError::Program(format!("exec: {program:?}: stat {program}: {reason}"));

@@ -28,7 +28,7 @@ pub enum PodError {
         reason: String,
     },
     /// The kernel refused.
-    #[error("cannot set the pod's {what}: {source}")]
+    #[error("cannot set the pod's {what}: {}", source.desc())]
     System {
         /// Which setting.
         what: String,

@@ -154,7 +154,6 @@ impl Process {
     pub fn finish(&mut self, exit: Exit) {
         self.state = State::Exited;
         self.terminal = None;
-        self.phase.send_replace(Phase::Abandoned);
         self.exit.send_replace(Some(exit));
     }
 }

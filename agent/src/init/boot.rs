@@ -31,7 +31,7 @@ const AGENT_MEMORY: &str = "16777216";
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A mount or a setting failed.
-    #[error("boot: cannot {what}: {source}")]
+    #[error("boot: cannot {what}: {}", source.desc())]
     Step {
         /// What was tried.
         what: &'static str,

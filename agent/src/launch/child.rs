@@ -125,10 +125,26 @@ fn set_stdio(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>) -> nix::Result<()> 
     }
     for (stream, number) in plan.stdio.iter().zip(0..) {
         let is_null = path::is_char_device(&path::stat(stream.as_fd())?, 1, 3);
-        if !is_null {
+        if is_null {
+            // The agent's is as good, but its name means nothing in the container.
+            let own = own_null();
+            path::duplicate_to(own.as_ref().map_or(*stream, AsFd::as_fd), number)?;
+        } else {
             path::change_owner(stream.as_fd(), c"", uid, None)?;
+            path::duplicate_to(*stream, number)?;
         }
-        path::duplicate_to(stream.as_fd(), number)?;
     }
     Ok(())
+}
+
+/// The container's /dev/null, if that is what it claims to be.
+fn own_null() -> Option<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let found = path::open(c"/dev/null", flags).ok()?;
+    // Opened only after this check: other devices act on being opened.
+    if !path::is_char_device(&path::stat(found.as_fd()).ok()?, 1, 3) {
+        return None;
+    }
+    let null = path::open(c"/dev/null", libc::O_RDWR | libc::O_NOFOLLOW).ok()?;
+    path::is_char_device(&path::stat(null.as_fd()).ok()?, 1, 3).then_some(null)
 }

@@ -174,14 +174,31 @@ pub fn new_session_keyring() -> nix::Result<()> {
     }
 }
 
-/// Unblocks every signal and restores SIGPIPE, which the Rust runtime ignores.
+/// Unblocks every signal and restores what each does by default: the Rust runtime, and who started it, may ignore some.
 pub fn reset_signals() -> nix::Result<()> {
-    // SAFETY: all-zero bytes are an empty set on Linux; SIG_DFL installs no code.
+    /// In the kernel a set of signals is one word.
+    const SET_SIZE: usize = 8;
+    // The kernel's `struct sigaction`: handler (SIG_DFL), flags, restorer, mask.
+    let default_action = [0u64; 4];
+    // SAFETY: raw system calls, because the C library hides two signals; both structures are the kernel's, and SIG_DFL installs
+    // no code.
     unsafe {
-        let empty = std::mem::zeroed::<libc::sigset_t>();
-        check(libc::c_long::from(libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, ptr::null_mut())))?;
-        if libc::signal(libc::SIGPIPE, libc::SIG_DFL) == libc::SIG_ERR {
-            return Err(Errno::last());
+        let none = 0u64;
+        check(libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            ptr::null_mut::<u64>(),
+            SET_SIZE,
+        ))?;
+        for signal in (1..=64).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
+            check(libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default_action.as_ptr(),
+                ptr::null_mut::<u64>(),
+                SET_SIZE,
+            ))?;
         }
     }
     Ok(())

@@ -84,6 +84,15 @@ impl Guest {
         assert!(status.success(), "the agent ended with {status}");
     }
 
+    /// Goes away without a word, as a host that dies, and checks that the agent ends all by itself.
+    pub async fn hang_up(mut self) {
+        drop(self.client);
+        // The client's own tasks end with it.
+        tokio::task::yield_now().await;
+        let status = tokio::task::spawn_blocking(move || self.agent.0.wait()).await.unwrap().unwrap();
+        assert!(status.success(), "the agent ended with {status}");
+    }
+
     /// The agent's own pid here.
     pub fn agent_pid(&self) -> u32 {
         let children = format!("/proc/{0}/task/{0}/children", self.agent.0.id());
