@@ -161,6 +161,8 @@ impl CliError {
         match self {
             Self::NotExecuted { status, .. } => Some(*status),
             Self::Interrupted(signal) => Some(128_u8.saturating_add(*signal)),
+            // docker's too, for `exec` as for any other command.
+            Self::NotRunning(_) | Self::State(StateError::NotFound(_) | StateError::Ambiguous(_)) => Some(1),
             _ => None,
         }
     }

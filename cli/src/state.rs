@@ -157,6 +157,7 @@ impl State {
         DirBuilder::new().mode(0o700).create(&draft).map_err(io_error("create", &draft))?;
         let made = (|| {
             let lock_path = draft.join("lock");
+            write_new(&lock_path, b"").map_err(io_error("create", &lock_path))?;
             let held =
                 lock_file(&lock_path, FlockArg::LockExclusive).map_err(io_error("lock", &lock_path))?;
             let config_path = draft.join("config.json");
@@ -288,19 +289,22 @@ impl Container {
         }
     }
 
-    /// Takes the bundle's lock if nobody has it.
+    /// Takes the bundle's lock if nobody has it. Never makes the file: the bundle may be on its way out.
     pub fn try_lock(&self) -> Result<Option<BundleLock>, StateError> {
         let path = self.bundle.join("lock");
         match lock_file(&path, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Some(BundleLock { _file: file })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(StateError::NotFound(self.record.name.clone()))
+            }
             Err(error) => Err(io_error("lock", &path)(error)),
         }
     }
 }
 
 fn lock_file(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
-    lock(OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?, how)
+    lock(OpenOptions::new().read(true).write(true).open(path)?, how)
 }
 
 fn lock(mut file: File, how: FlockArg) -> io::Result<Flock<File>> {

@@ -8,8 +8,8 @@ use hull_shim::client::{Process, TaskClient, messages};
 use hull_shim::record::{ADDRESS_FILE, ExitRecord, Record, ShimRecord};
 use messages::Status as TaskStatus;
 
-use super::Container;
-use crate::engine;
+use super::{Container, StateError};
+use crate::engine::{self, ProcessHandle};
 use crate::error::CliError;
 use crate::output::time;
 
@@ -56,7 +56,11 @@ pub async fn observe(container: &Container) -> Result<Option<Status>, CliError> 
         Answer::Is(status) => return Ok(Some(status)),
         Answer::Silence => {}
     }
-    // The shim may have ended properly between the two questions.
+    // A shim that takes no calls any more is on its way out and may be removing the bundle: let it.
+    if !ProcessHandle::shim(container)?.ended_within(PATIENCE).await? {
+        return Ok(Some(Status::Running));
+    }
+    // It may have ended properly after the first question.
     if let Some(exit) = ExitRecord::read(&container.bundle)? {
         return Ok(Some(Status::Exited(exit)));
     }
@@ -66,6 +70,7 @@ pub async fn observe(container: &Container) -> Result<Option<Status>, CliError> 
     match repair(container) {
         Ok(Some(exit)) => Ok(Some(Status::Exited(exit))),
         Ok(None) => Ok(Some(Status::Created)),
+        Err(CliError::State(StateError::NotFound(_))) => Ok(None),
         Err(_) if !container.bundle.is_dir() => Ok(None),
         Err(error) => Err(error),
     }
