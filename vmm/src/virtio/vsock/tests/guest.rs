@@ -185,6 +185,11 @@ impl Guest {
         self.control.push_back((header, payload.to_vec()));
     }
 
+    /// Packets that the device has not taken.
+    pub fn unsent(&self) -> usize {
+        self.control.len() + self.tx.len()
+    }
+
     pub fn send_control(&mut self, ports: Ports, operation: Operation) {
         let header = self.header(ports, operation);
         self.send_raw(header, &[]);
