@@ -1,5 +1,7 @@
 //! What a process sees and may do inside a container.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod guest;
 
 use guest::{refusal, spec, with_guest};

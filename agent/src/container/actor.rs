@@ -196,7 +196,7 @@ impl Actor {
                 answer(reply, result);
             }
             Request::Stats { reply } => {
-                answer(reply, self.cgroup("read statistics").map(|cgroup| cgroup.stats()))
+                answer(reply, self.cgroup("read statistics").map(|cgroup| cgroup.stats()));
             }
             Request::Pids { reply } => answer(reply, self.pids()),
         }
