@@ -45,7 +45,7 @@ async fn a_container_from_create_to_delete() {
     assert_eq!(soon(client.start(init)).await.unwrap(), pid);
     let exit = soon(client.wait(init)).await.unwrap();
     assert_eq!(exit.exit_status, 7);
-    assert_eq!((out.join().unwrap(), err.join().unwrap()), (b"out\n".to_vec(), b"err\n".to_vec()));
+    assert_eq!((out.finish(), err.finish()), (b"out\n".to_vec(), b"err\n".to_vec()));
     let record = ExitRecord::read(pod.bundle()).unwrap().unwrap();
     assert_eq!((record.exit_code, record.oom_killed, record.reason), (7, false, String::new()));
     let shim = ShimRecord::read(pod.bundle()).unwrap().unwrap();

@@ -26,14 +26,14 @@ async fn ten_megabytes_there_and_back() {
     soon(client.create(&pod.request)).await.unwrap();
     soon(client.start(INIT)).await.unwrap();
     let input = pattern(10 << 20);
-    let (path, bytes) = (pod.request.stdin.clone(), input.clone());
-    let writer =
-        std::thread::spawn(move || OpenOptions::new().write(true).open(path).unwrap().write_all(&bytes));
+    let bytes = input.clone();
+    let mut stdin = OpenOptions::new().write(true).open(&pod.request.stdin).unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&bytes));
     // The end of input is what is queued, not what was queued when it was asked for.
     soon(client.close_io(INIT)).await.unwrap();
     assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 0);
     writer.join().unwrap().unwrap();
-    assert!(output.join().unwrap() == input, "every byte arrives in order");
+    assert!(output.finish() == input, "every byte arrives in order");
     soon(client.delete(INIT)).await.unwrap();
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
@@ -55,7 +55,7 @@ async fn input_stays_open_until_it_is_closed() {
     soon(client.close_io(INIT)).await.unwrap();
     soon(client.close_io(INIT)).await.unwrap();
     soon(client.wait(INIT)).await.unwrap();
-    assert_eq!(output.join().unwrap(), b"one two");
+    assert_eq!(output.finish(), b"one two");
     soon(client.delete(INIT)).await.unwrap();
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
@@ -95,7 +95,7 @@ async fn a_reader_may_go_and_another_come() {
     let second = reader(&pod.request.stdout);
     OpenOptions::new().write(true).open(&pod.request.stdin).unwrap().write_all(b"go\n").unwrap();
     assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 0, "no EPIPE reaches the process");
-    assert_eq!(second.join().unwrap(), b"second\n");
+    assert_eq!(second.finish(), b"second\n");
     soon(client.delete(INIT)).await.unwrap();
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
@@ -137,7 +137,7 @@ async fn an_exec_has_streams_of_its_own() {
         soon(client.start(exec)).await.unwrap();
         assert_eq!(soon(client.wait(exec)).await.unwrap().exit_status, 5);
         soon(client.delete(exec)).await.unwrap();
-        let _ = output.join().unwrap();
+        assert_eq!(output.finish(), b"", "what was written before anybody held the fifo is gone");
     }
     let shim = client.connect_task("web").await.unwrap().shim_pid;
     let fds = fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();

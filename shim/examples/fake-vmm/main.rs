@@ -67,6 +67,8 @@ fn main() {
     let fault = Fault::parse(std::env::args().nth(1).as_deref());
     // SAFETY: the shim passed the descriptor for this process to own.
     let control = Channel::from(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+    // The host processes that play containers must not hold our end open.
+    nix::fcntl::fcntl(&control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     let mut ports = Vec::new();
     let mut listener = None;
     loop {

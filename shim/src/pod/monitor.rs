@@ -204,6 +204,15 @@ async fn watch_over(
                     break;
                 }
             },
+            // Its end of the socket may live on in a process that it left behind.
+            _ = child.wait() => {
+                while let Ok(Some(Received { message, .. })) = channel.try_receive::<Message>() {
+                    if let Message::Exited(reason) = message {
+                        reported = Some(reason);
+                    }
+                }
+                break;
+            }
         }
     }
     let status = match tokio::time::timeout(EXIT_DEADLINE, child.wait()).await {
@@ -272,6 +281,11 @@ impl AsyncChannel {
                 result => return result,
             }
         }
+    }
+
+    /// Receives a message that is already there; a would-block error where there is none.
+    fn try_receive<T: DeserializeOwned>(&self) -> Result<Option<Received<T>>, ChannelError> {
+        self.0.get_ref().receive()
     }
 
     /// Receives one message; `None` at the end.

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test program uses a part")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -172,10 +172,31 @@ pub fn eventually(condition: impl Fn() -> bool, otherwise: impl Fn() -> String) 
     }
 }
 
-/// Reads a fifo or file to its end on a thread.
-pub fn reader(path: &str) -> std::thread::JoinHandle<Vec<u8>> {
-    let path = path.to_owned();
-    std::thread::spawn(move || fs::read(path).unwrap())
+/// Reads a fifo to its end on a thread.
+pub struct Reader {
+    /// Lets the reader open before the shim does, and see no end before the shim has written.
+    hold: fs::File,
+    thread: std::thread::JoinHandle<Vec<u8>>,
+}
+
+impl Reader {
+    /// What was read, once the shim has closed its end. To be called after the process has exited.
+    pub fn finish(self) -> Vec<u8> {
+        drop(self.hold);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Begins to read a fifo; a reader is there from now on.
+pub fn reader(path: &str) -> Reader {
+    let hold = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut file = fs::File::open(path).unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    Reader { hold, thread }
 }
 
 /// Fails a test that hangs.
