@@ -28,9 +28,9 @@ fn environment_directory_and_user_are_those_of_the_spec() {
 fn it_has_its_own_pids_host_name_and_process_group() {
     with_guest(|guest| async {
         let own = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-        let output = guest.shell("echo $$; hostname; ls -d /proc/[0-9]* | wc -l; hostname changed").await;
+        let output = guest.shell("echo $$; hostname; echo /proc/[0-9]*; hostname changed").await;
         // Without SYS_ADMIN the name cannot be changed.
-        assert_eq!(output.stdout, "1\ntesthost\n3\n");
+        assert_eq!(output.stdout, "1\ntesthost\n/proc/1\n");
         assert_ne!(output.code, 0);
         assert_eq!(std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap(), own);
         guest
