@@ -186,6 +186,7 @@ async fn watch_over(
                     }
                 }
                 Some(Ask::Kill) | None => {
+                    reported.get_or_insert(ExitReason::Stopped);
                     if let Err(error) = child.start_kill() {
                         log::warn!("cannot kill the monitor: {error}");
                     }
