@@ -44,7 +44,7 @@ pub enum Request {
     AddVsock(VsockConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
-    /// Builds the VM and lets its vCPUs run.
+    /// Builds the VM and lets its vCPUs run. When that fails the description is used up: only [`Request::Stop`] is left.
     Boot,
     /// Counters since the start.
     Stats,
@@ -130,7 +130,7 @@ pub enum Message {
     Done,
     /// The answer to [`Request::Stats`].
     Stats(VmStats),
-    /// The last request failed and changed nothing.
+    /// The last request failed; except for [`Request::Boot`], it changed nothing.
     Failed(Failure),
     /// The VM has ended. The last message; the monitor exits after it.
     Exited(ExitReason),
@@ -262,7 +262,11 @@ mod tests {
     #[test]
     fn unknown_fields_are_refused() {
         assert!(serde_json::from_str::<Request>(r#"{"request":"boot","fast":true}"#).is_err());
-        assert!(serde_json::from_str::<Request>(r#"{"request":"hello","with":{"version":1},"x":1}"#).is_err());
-        assert!(serde_json::from_str::<Request>(r#"{"request":"add_vsock","with":{"guest_cid":3}}"#).is_err());
+        assert!(
+            serde_json::from_str::<Request>(r#"{"request":"hello","with":{"version":1},"x":1}"#).is_err()
+        );
+        assert!(
+            serde_json::from_str::<Request>(r#"{"request":"add_vsock","with":{"guest_cid":3}}"#).is_err()
+        );
     }
 }

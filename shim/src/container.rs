@@ -297,6 +297,7 @@ pub fn shim_record(vm: &Vm, started_at: Option<SystemTime>) -> ShimRecord {
     record.vmm_start_ticks = start_ticks(vm.pid());
     record.container_pid = Some(vm.pid());
     record.started_at = started_at.map(crate::time::rfc3339);
+    record.boot = vm.boot;
     record
 }
 

@@ -107,6 +107,22 @@ pub struct ShimRecord {
     /// The unix sockets that belong to the pod.
     #[serde(default)]
     pub sockets: Vec<PathBuf>,
+    /// What it took to boot the VM, where the monitor could say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootRecord>,
+}
+
+/// What it took to boot a VM, from the start of its monitor to the agent's first word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecord {
+    /// Microseconds from the monitor's `main` to the guest's first instruction.
+    pub first_entry_us: u64,
+    /// Microseconds from the start of the monitor's process to the agent's connection.
+    pub agent_ready_us: u64,
+    /// VM exits until then, as KVM counts them.
+    pub vm_exits: u64,
+    /// Those of them that reached the monitor.
+    pub monitor_exits: u64,
 }
 
 /// Why a record could not be read or written.

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Once;
 
 use tempfile::TempDir;
 
@@ -52,9 +53,12 @@ pub struct Said {
 }
 
 impl Hull {
-    /// A fresh state folder over the shared store.
+    /// A fresh state folder over the shared store, which has the smallest fixture.
     pub fn new() -> Self {
-        Self::over(&shared_store())
+        static PULLED: Once = Once::new();
+        let hull = Self::over(&shared_store());
+        PULLED.call_once(|| drop(hull.ok(["pull", "-q", &image("busybox")])));
+        hull
     }
 
     /// A fresh state folder over a store of the caller's.

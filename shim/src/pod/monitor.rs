@@ -9,7 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, ChannelError, ExitReason, Failure, Message, Received, Request,
+    CONTROL_FD, Channel, ChannelError, ExitReason, Failure, Message, Received, Request, VmStats,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
@@ -142,15 +142,29 @@ impl Monitor {
 
     /// Asks for something that is answered by [`Message::Done`].
     pub async fn request(&self, request: Request, fds: Vec<OwnedFd>) -> Result<(), MonitorError> {
+        match self.ask(request, fds).await? {
+            Message::Done => Ok(()),
+            Message::Failed(failure) => Err(failure.into()),
+            Message::Stats(_) | Message::Exited(_) => Err(MonitorError::OutOfTurn),
+        }
+    }
+
+    /// The VM's counters.
+    pub async fn stats(&self) -> Result<VmStats, MonitorError> {
+        match self.ask(Request::Stats, Vec::new()).await? {
+            Message::Stats(stats) => Ok(stats),
+            Message::Failed(failure) => Err(failure.into()),
+            Message::Done | Message::Exited(_) => Err(MonitorError::OutOfTurn),
+        }
+    }
+
+    async fn ask(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Message, MonitorError> {
         let (answer, answered) = oneshot::channel();
         if self.asks.send(Ask::Request { request, fds, answer }).await.is_err() {
             return Err(MonitorError::Ended(self.end.wait().await));
         }
         match answered.await {
-            Ok(Ok(Message::Done)) => Ok(()),
-            Ok(Ok(Message::Failed(failure))) => Err(failure.into()),
-            Ok(Ok(_)) => Err(MonitorError::OutOfTurn),
-            Ok(Err(error)) => Err(error),
+            Ok(answer) => answer,
             Err(_) => Err(MonitorError::Ended(self.end.wait().await)),
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
 use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID};
@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use super::monitor::AsyncChannel;
 use super::{Agent, AgentError, ArtifactError, Artifacts, Disk, Monitor, MonitorError, VmEnd, printable};
 use crate::io::Streams;
+use crate::record::BootRecord;
 use crate::undo::{Undo, UndoError, remove_file};
 
 /// Environment variable: how long the guest may take to boot, in seconds.
@@ -128,6 +129,8 @@ pub struct Vm {
     pub agent: Agent,
     /// The way to the agent's standard streams.
     pub streams: Streams,
+    /// What the boot took, where the monitor could say.
+    pub boot: Option<BootRecord>,
     monitor: Monitor,
     stream_socket: PathBuf,
     undo: std::sync::Mutex<Option<Undo>>,
@@ -138,6 +141,7 @@ pub struct Booting {
     monitor: Monitor,
     connections: AsyncChannel,
     spec: VmSpecRest,
+    since: Instant,
     undo: Undo,
 }
 
@@ -151,8 +155,9 @@ impl Booting {
     /// Opens everything and starts the monitor process; the VM does not exist yet.
     pub async fn prepare(spec: VmSpec) -> Result<Self, StartError> {
         let mut undo = Undo::default();
+        let since = Instant::now();
         match Self::build(spec, &mut undo).await {
-            Ok((monitor, connections, spec)) => Ok(Self { monitor, connections, spec, undo }),
+            Ok((monitor, connections, spec)) => Ok(Self { monitor, connections, spec, since, undo }),
             Err(error) => {
                 // The failures are logged; the first error is the one to report.
                 let _ = undo.run().await;
@@ -223,10 +228,11 @@ impl Booting {
 
     /// Boots, and waits for the agent. Everything is undone when that fails.
     pub async fn boot(self) -> Result<Vm, StartError> {
-        let Self { monitor, connections, spec, undo } = self;
-        match boot(&monitor, connections, &spec).await {
-            Ok(agent) => Ok(Vm {
+        let Self { monitor, connections, spec, since, undo } = self;
+        match boot(&monitor, connections, &spec, since).await {
+            Ok((agent, boot)) => Ok(Vm {
                 agent,
+                boot,
                 streams: Streams::new(spec.stream_socket.clone(), monitor.ended()),
                 monitor,
                 stream_socket: spec.stream_socket,
@@ -291,7 +297,12 @@ impl MonitorError {
     }
 }
 
-async fn boot(monitor: &Monitor, connections: AsyncChannel, spec: &VmSpecRest) -> Result<Agent, StartError> {
+async fn boot(
+    monitor: &Monitor,
+    connections: AsyncChannel,
+    spec: &VmSpecRest,
+    since: Instant,
+) -> Result<(Agent, Option<BootRecord>), StartError> {
     let deadline = boot_timeout(std::env::var_os(BOOT_TIMEOUT_VARIABLE).as_deref())?;
     let ended = monitor.ended();
     let up = async {
@@ -324,12 +335,29 @@ async fn boot(monitor: &Monitor, connections: AsyncChannel, spec: &VmSpecRest) -
     };
     // One connection is all there is: the port is closed from here on.
     drop(connections);
+    let figures = boot_figures(monitor, since.elapsed()).await;
     let agent = Agent::new(connection, ended);
     introduce(&agent, spec).await.map_err(|error| match error {
         StartError::Agent(AgentError::VmEnded(end)) => died(end),
         other => other,
     })?;
-    Ok(agent)
+    Ok((agent, figures))
+}
+
+/// Figures are worth having, and not worth failing for.
+async fn boot_figures(monitor: &Monitor, took: Duration) -> Option<BootRecord> {
+    match monitor.stats().await {
+        Ok(stats) => Some(BootRecord {
+            first_entry_us: stats.start_to_first_entry_us,
+            agent_ready_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            vm_exits: stats.vm_exits,
+            monitor_exits: stats.exits.values().sum(),
+        }),
+        Err(error) => {
+            log::debug!("the monitor has no figures: {error}");
+            None
+        }
+    }
 }
 
 async fn introduce(agent: &Agent, spec: &VmSpecRest) -> Result<(), StartError> {

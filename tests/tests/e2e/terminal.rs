@@ -41,7 +41,9 @@ fn without_a_terminal_the_signal_is_passed_on() {
     let script = "trap 'exit 3' INT; echo ready; while :; do sleep 0.1; done";
     let mut child = hull.piped(["run", "--rm", &image("busybox"), "sh", "-c", script]);
     let mut ready = [0; 6];
-    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    if std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).is_err() {
+        panic!("{:?}", hull_tests::hull::said(&child.wait_with_output().unwrap()));
+    }
     let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     let status = hull_tests::eventually("hull ends after SIGINT", || child.try_wait().unwrap());
