@@ -142,7 +142,8 @@ impl Store {
         let client_options =
             ClientOptions { credentials, plain_http: options.plain_http.clone(), retry: options.retry };
         let client = Client::new(reference, client_options, cancel.clone())?;
-        let wrong = |source| PullError::Manifest { reference: Box::new(reference.clone()), source: Box::new(source) };
+        let wrong =
+            |source| PullError::Manifest { reference: Box::new(reference.clone()), source: Box::new(source) };
         let resolved = resolve(&client, reference, &options.platform, progress)?;
         let config_bytes = fetch_config(&client, &resolved.manifest.config, progress)?;
         let config = Config::parse(&config_bytes).map_err(wrong)?;
@@ -160,7 +161,8 @@ impl Store {
             progress,
             cancel: &cancel,
         };
-        let failed = |source| PullError::Install { reference: Box::new(reference.clone()), source: Box::new(source) };
+        let failed =
+            |source| PullError::Install { reference: Box::new(reference.clone()), source: Box::new(source) };
         installer.install(&layers, &source).map_err(failed)?;
 
         let record = TagRecord {
@@ -211,7 +213,8 @@ fn resolve(
     let notify = |error: &RegistryError| {
         progress.event(ProgressEvent::Retrying { layer: None, reason: error.to_string() });
     };
-    let wrong = |source| PullError::Manifest { reference: Box::new(reference.clone()), source: Box::new(source) };
+    let wrong =
+        |source| PullError::Manifest { reference: Box::new(reference.clone()), source: Box::new(source) };
     let mut which = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.to_string(),
         (None, tag) => tag.unwrap_or("latest").to_owned(),
