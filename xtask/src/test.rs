@@ -57,6 +57,8 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
     if wanted(Layer::Host) {
         say("the test host");
         total += counted(&mut Command::new(root().join("tests/host/selftest")))?;
+        say("the agent's containers under every cgroup controller");
+        total += agent()?;
     }
     if wanted(Layer::E2e) {
         say("end to end");
@@ -98,21 +100,37 @@ pub fn lint() -> Result<(), Error> {
 pub fn bench() -> Result<ExitCode, Error> {
     packages::install(&[])?;
     build::all()?;
-    let binary = executable(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "hull-bench")?;
+    let binary = built(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "hull-bench")?;
     run(beside_a_registry(7200, "4096")?.arg(binary))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The agent's own tests once more, where the limits are real: a machine whose cgroups are of version 1 has none.
+fn agent() -> Result<Count, Error> {
+    let mut count = Count::default();
+    for name in ["life_cycle", "inside", "streams"] {
+        let mut host = where_guests_run(600, "2048")?;
+        count += counted(host.arg(executable(name)?))?;
+    }
+    Ok(count)
+}
+
 fn end_to_end(filter: Option<&str>) -> Result<Count, Error> {
-    let binary = executable(&["test", "--package", "hull-tests", "--test", "e2e", "--no-run"], "e2e")?;
+    let binary = executable("e2e")?;
     counted(beside_a_registry(2700, "6144")?.arg(binary).args(["--test-threads", "1"]).args(filter))
 }
 
-/// A command line to which a program is appended that runs beside a registry with the fixtures, as root, on a host whose
-/// KVM runs Linux guests.
+/// [`where_guests_run`], beside a registry with the fixtures.
 fn beside_a_registry(timeout_seconds: u32, memory_mib: &str) -> Result<Command, Error> {
     // Built here, where the cache is kept; the test host forgets what it writes.
     run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))?;
+    let mut host = where_guests_run(timeout_seconds, memory_mib)?;
+    host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
+    Ok(host)
+}
+
+/// A command line to which a program is appended that runs as root on a host whose KVM runs Linux guests.
+fn where_guests_run(timeout_seconds: u32, memory_mib: &str) -> Result<Command, Error> {
     let mut host = Command::new(root().join("tests/host/run"));
     if container::kvm_is_usable()? {
         host.arg("--native");
@@ -120,12 +138,16 @@ fn beside_a_registry(timeout_seconds: u32, memory_mib: &str) -> Result<Command, 
         host.args(["--mem", memory_mib]);
     }
     host.args(["--timeout", &timeout_seconds.to_string(), "--"]).current_dir(root());
-    host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
     Ok(host)
 }
 
-/// Builds a program and says where it is: there is no cargo in the test host's path.
-fn executable(build: &[&str], name: &str) -> Result<String, Error> {
+/// Builds a test program and says where it is: there is no cargo in the test host's path. The packages and features are
+/// those of the unit tests, so that nothing is built twice.
+fn executable(test: &str) -> Result<String, Error> {
+    built(&["test", "--workspace", "--all-features", "--no-run", "--test", test], test)
+}
+
+fn built(build: &[&str], name: &str) -> Result<String, Error> {
     let messages = output(cargo().args(build).args(["--message-format", "json"]))?;
     messages
         .lines()
