@@ -100,8 +100,13 @@ pub enum CliError {
         source: io::Error,
     },
     /// A name that is no image reference.
-    #[error("invalid image name")]
-    Reference(#[from] ReferenceError),
+    #[error("{name:?} is no image name")]
+    Reference {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        source: ReferenceError,
+    },
     /// The image store.
     #[error(transparent)]
     Store(#[from] StoreError),

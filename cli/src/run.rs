@@ -4,7 +4,7 @@
 //! - `start`: from a bundle to a running container, and back when that fails.
 //! - `session`: the attached process: streams, signals, terminal, exit status.
 
-mod image;
+pub mod image;
 mod prepare;
 mod session;
 mod signals;

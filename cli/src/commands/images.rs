@@ -8,6 +8,7 @@ use crate::cli::{Format, Global, ImagesArgs};
 use crate::error::CliError;
 use crate::output::{self, Table, human_age, human_size};
 use crate::paths;
+use crate::run::image::reference;
 
 const NONE: &str = "<none>";
 
@@ -27,7 +28,7 @@ struct Row {
 
 /// Lists images, one line for each name.
 pub fn images(global: &Global, args: &ImagesArgs) -> Result<u8, CliError> {
-    let wanted = args.repository.as_deref().map(str::parse::<Reference>).transpose()?;
+    let wanted = args.repository.as_deref().map(reference).transpose()?;
     let any_tag = args
         .repository
         .as_deref()

@@ -16,6 +16,11 @@ pub fn pull_options(registry: &RegistryArgs) -> PullOptions {
     }
 }
 
+/// What a name on the command line refers to.
+pub fn reference(name: &str) -> Result<Reference, CliError> {
+    name.parse().map_err(|source| CliError::Reference { name: name.to_owned(), source })
+}
+
 /// The image for `run`: from the store, or pulled, as the policy says.
 pub fn obtain(
     store: &Store,
@@ -35,7 +40,7 @@ pub fn obtain(
     if policy == PullPolicy::Never {
         return Err(CliError::ImageMissing(name.to_owned()));
     }
-    let reference: Reference = name.parse()?;
+    let reference = reference(name)?;
     let shown = progress::Shown::new(volume);
     if policy == PullPolicy::Missing {
         shown.note(&format!("Unable to find image '{reference}' locally"));
