@@ -22,13 +22,13 @@ fn succeed(command: &mut Command) -> String {
 
 /// An image's disk, mounted by the host's own EROFS: the index, with each layer as a device beside it. (The guest sees
 /// all of it as one disk; a host's kernel understands that from 6.4 on.)
-struct Mounted {
+pub struct Mounted {
     folder: TempDir,
     loops: Vec<String>,
 }
 
 impl Mounted {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let found = Store::open(&shared_store()).unwrap().find(name).unwrap().expect("the image was pulled");
         let folder = TempDir::with_prefix("hull-e2e-mount-").unwrap();
         let looped = |file: &PathBuf| {
@@ -46,7 +46,7 @@ impl Mounted {
         Self { folder, loops }
     }
 
-    fn tree(&self) -> &Path {
+    pub fn tree(&self) -> &Path {
         self.folder.path()
     }
 }
