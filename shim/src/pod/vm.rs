@@ -26,6 +26,8 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a guest may take to shut down in good order.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a start waits for figures about itself.
+const FIGURES_TIMEOUT: Duration = Duration::from_secs(1);
 /// What of the console is kept for the log.
 const CONSOLE_LIMIT: u64 = 1 << 20;
 /// What of the console is shown in an error.
@@ -346,15 +348,19 @@ async fn boot(
 
 /// Figures are worth having, and not worth failing for.
 async fn boot_figures(monitor: &Monitor, took: Duration) -> Option<BootRecord> {
-    match monitor.stats().await {
-        Ok(stats) => Some(BootRecord {
+    match tokio::time::timeout(FIGURES_TIMEOUT, monitor.stats()).await {
+        Ok(Ok(stats)) => Some(BootRecord {
             first_entry_us: stats.start_to_first_entry_us,
             agent_ready_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             vm_exits: stats.vm_exits,
             monitor_exits: stats.exits.values().sum(),
         }),
-        Err(error) => {
+        Ok(Err(error)) => {
             log::debug!("the monitor has no figures: {error}");
+            None
+        }
+        Err(_elapsed) => {
+            log::debug!("the monitor is slow to give figures");
             None
         }
     }
