@@ -218,8 +218,11 @@ async fn a_kept_pod_ends_by_itself() {
     pod.request.stdout = format!("file://{}/deep/stdout.log", pod.bundle().display());
     let client = pod.connect().await;
     soon(client.create(&pod.request)).await.unwrap();
-    soon(client.start(Process::init("web"))).await.unwrap();
-    assert_eq!(soon(client.wait(Process::init("web"))).await.unwrap().exit_status, 3);
+    // Asked before the start: once the exit is on disk the shim answers who waits, and goes.
+    let (waited, started) =
+        tokio::join!(client.wait(Process::init("web")), client.start(Process::init("web")));
+    started.unwrap();
+    assert_eq!(waited.unwrap().exit_status, 3);
     pod.assert_nothing_left();
     assert_eq!(fs::read(pod.bundle().join("deep/stdout.log")).unwrap(), b"log\n");
     assert_eq!(ExitRecord::read(pod.bundle()).unwrap().unwrap().exit_code, 3);
