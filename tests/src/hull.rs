@@ -6,10 +6,18 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use tempfile::TempDir;
 
 use crate::leaks::Snapshot;
+
+/// After this long a command does not end, however slow the host.
+const NEVER: Duration = Duration::from_secs(240);
 
 /// The folder with the shipped binaries, from `HULL_BIN_DIR` or where `make build` puts them.
 pub fn binaries() -> PathBuf {
@@ -83,13 +91,13 @@ impl Hull {
 
     /// Runs to the end with no input.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Said {
-        said(&self.command(args).output().unwrap())
+        said(&finished(&mut self.command(args)))
     }
 
     /// Runs to the end and expects exit code 0.
     pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
         let mut command = self.command(args);
-        let said = said(&command.output().unwrap());
+        let said = said(&finished(&mut command));
         assert_eq!(said.code, 0, "{command:?}\nstdout: {}\nstderr: {}", said.out, said.err);
         said.out
     }
@@ -158,6 +166,21 @@ impl Drop for Hull {
                 eprintln!("shim of {id}:\n{}", std::fs::read_to_string(log).unwrap_or_default());
                 let _ = self.command(["rm", "-f", id]).output();
             }
+        }
+    }
+}
+
+/// Runs a command to its end; one that does not come to it is ended and fails the test.
+pub fn finished(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(NEVER) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            kill(pid, Signal::SIGKILL).unwrap();
+            panic!("{command:?} does not end");
         }
     }
 }

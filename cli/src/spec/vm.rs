@@ -6,8 +6,8 @@ use crate::quantity::{Bytes, Cpus};
 const DEFAULT_MEMORY_MIB: u64 = 512;
 /// What the guest's kernel and agent need beside the container's own limit, in MiB.
 const OVERHEAD_MIB: u64 = 128;
-/// vCPUs without `--cpus`, if the host has as many.
-const DEFAULT_VCPUS: u64 = 2;
+/// vCPUs without `--cpus`: a second one costs exits at boot, and most commands have no use for it.
+const DEFAULT_VCPUS: u64 = 1;
 /// The most vCPUs a VM can have.
 const MAX_VCPUS: u64 = 32;
 /// The most memory a VM can have, in MiB: 1 TiB.
@@ -44,7 +44,7 @@ impl VmSize {
         host_cpus: u64,
     ) -> Result<Self, VmSizeError> {
         let vcpus = match cpus {
-            None => DEFAULT_VCPUS.min(host_cpus.max(1)),
+            None => DEFAULT_VCPUS,
             Some(cpus) if cpus.ceil() > host_cpus => return Err(VmSizeError::HostCpus(host_cpus)),
             Some(cpus) => cpus.ceil(),
         };
@@ -102,7 +102,7 @@ mod tests {
         let size = |memory: Option<&str>, cpus: Option<&str>, host| {
             VmSize::for_limits(memory.map(|m| m.parse().unwrap()), cpus.map(|c| c.parse().unwrap()), host)
         };
-        assert_eq!(size(None, None, 8), Ok(VmSize { vcpus: 2, memory_mib: 512 }));
+        assert_eq!(size(None, None, 8), Ok(VmSize { vcpus: 1, memory_mib: 512 }));
         assert_eq!(size(None, None, 1), Ok(VmSize { vcpus: 1, memory_mib: 512 }));
         assert_eq!(size(Some("64m"), Some("0.5"), 8), Ok(VmSize { vcpus: 1, memory_mib: 192 }));
         assert_eq!(size(Some("65537k"), Some("2.5"), 8), Ok(VmSize { vcpus: 3, memory_mib: 193 }));

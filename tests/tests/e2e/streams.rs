@@ -1,20 +1,18 @@
 //! Bytes go in and come out, all of them and in order.
 
 use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use hull_tests::craft::hex;
-use hull_tests::hull::{Hull, image, said};
+use hull_tests::hull::{Hull, finished, image, said};
 use sha2::{Digest, Sha256};
 
 use super::images::Mounted;
 
-/// Runs `command` with its output going into `sha256sum`, and gives how it ended and the sum.
+/// Runs what ends in `sha256sum`; gives how it ended and the sum.
 fn summed(command: &mut Command) -> (i32, String) {
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let sum = Command::new("sha256sum").stdin(child.stdout.take().unwrap()).output().unwrap();
-    let ended = said(&child.wait_with_output().unwrap());
-    (ended.code, said(&sum).out.split(' ').next().unwrap().to_owned())
+    let said = said(&finished(command));
+    (said.code, said.out.split(' ').next().unwrap_or_default().to_owned())
 }
 
 #[test]
@@ -25,9 +23,16 @@ fn a_hundred_megabytes_come_out_whole_twenty_times() {
     let all = "cat /big/*/*";
     let mounted = Mounted::new(&image("big"));
     let tree = mounted.tree().display();
-    let expected = summed(Command::new("sh").args(["-c", &format!("cat {tree}/big/*/*")]).env("LC_ALL", "C"));
+    let sum = "set -o pipefail; \"$@\" | sha256sum";
+    let expected = summed(
+        Command::new("bash").args(["-c", &format!("cat {tree}/big/*/* | sha256sum")]).env("LC_ALL", "C"),
+    );
     for round in 0..20 {
-        let ended = summed(&mut hull.command(["run", "--rm", &image("big"), "sh", "-c", all]));
+        let run = hull.command(["run", "--rm", &image("big"), "sh", "-c", all]);
+        let mut piped = Command::new("bash");
+        piped.args(["-c", sum, "sh"]).arg(run.get_program()).args(run.get_args());
+        piped.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ended = summed(&mut piped);
         assert_eq!(ended, expected, "round {round}");
     }
     drop(mounted);
