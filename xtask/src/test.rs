@@ -100,7 +100,7 @@ pub fn lint() -> Result<(), Error> {
 pub fn bench() -> Result<ExitCode, Error> {
     packages::install(&[])?;
     build::all()?;
-    let binary = built(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "hull-bench")?;
+    let binary = built(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "tests", "hull-bench")?;
     run(beside_a_registry(7200, "4096")?.arg(binary))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -110,13 +110,13 @@ fn agent() -> Result<Count, Error> {
     let mut count = Count::default();
     for name in ["life_cycle", "inside", "streams"] {
         let mut host = where_guests_run(600, "2048")?;
-        count += counted(host.arg(executable(name)?))?;
+        count += counted(host.arg(executable("agent", name)?))?;
     }
     Ok(count)
 }
 
 fn end_to_end(filter: Option<&str>) -> Result<Count, Error> {
-    let binary = executable("e2e")?;
+    let binary = executable("tests", "e2e")?;
     let program = |names: &[String]| -> Result<Command, Error> {
         let mut host = beside_a_registry(2700, "6144")?;
         host.arg(&binary).args(["--test-threads", "1"]).args(names);
@@ -158,16 +158,19 @@ fn where_guests_run(timeout_seconds: u32, memory_mib: &str) -> Result<Command, E
 
 /// Builds a test program and says where it is: there is no cargo in the test host's path. The packages and features are
 /// those of the unit tests, so that nothing is built twice.
-fn executable(test: &str) -> Result<String, Error> {
-    built(&["test", "--workspace", "--all-features", "--no-run", "--test", test], test)
+fn executable(folder: &str, test: &str) -> Result<String, Error> {
+    built(&["test", "--workspace", "--all-features", "--no-run", "--test", test], folder, test)
 }
 
-fn built(build: &[&str], name: &str) -> Result<String, Error> {
+/// Runs a cargo command; finds the program `name` of the crate in `folder` among what it built.
+fn built(build: &[&str], folder: &str, name: &str) -> Result<String, Error> {
     let messages = output(cargo().args(build).args(["--message-format", "json"]))?;
+    let manifest = format!("/{folder}/Cargo.toml");
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|message| message["target"]["name"] == name)
+        .filter(|message| message["manifest_path"].as_str().is_some_and(|path| path.ends_with(&manifest)))
         .find_map(|message| message["executable"].as_str().map(str::to_owned))
         .ok_or_else(|| Error::Other(format!("cargo did not build {name}")))
 }
