@@ -26,6 +26,10 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 /// The most file descriptors with one message (the kernel's `SCM_MAX_FD`).
 pub const FDS_MAX: usize = 253;
 
+/// The monitor's exit status after a system call that its filter denies; its last line on standard error names the
+/// call. There is no [`Message::Exited`] then.
+pub const DENIED_STATUS: i32 = 6;
+
 /// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", content = "with", rename_all = "snake_case", deny_unknown_fields)]
@@ -35,6 +39,9 @@ pub enum Request {
         /// [`VERSION`] as the shim knows it.
         version: u32,
     },
+    /// The second message, once: the monitor gives up what it has before it takes anything that a guest can influence.
+    /// When that fails only [`Request::Stop`] is left.
+    Jail(JailConfig),
     /// The machine. Descriptors: `/dev/kvm`, the kernel (an ELF `vmlinux`), the initramfs, the console log.
     Machine(MachineConfig),
     /// A virtio-blk disk. Descriptors: one for each extent.
@@ -50,6 +57,34 @@ pub enum Request {
     Stats,
     /// Ends the VM at once, without asking the guest.
     Stop,
+}
+
+/// What the monitor gives up for good. System call filters come in any case, when the VM starts to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "level", rename_all = "snake_case", deny_unknown_fields)]
+pub enum JailConfig {
+    /// Everything: an own user and group, no capabilities, an empty read-only root, fresh namespaces. The monitor must
+    /// have been started with root's privileges; what it cannot do is an error.
+    Full {
+        /// The user to become, not 0. No other process should have it.
+        uid: u32,
+        /// The group to become, not 0.
+        gid: u32,
+        /// Which network it sees.
+        network: JailNetwork,
+    },
+    /// What a process can give up without privileges. User, namespaces and root stay those of whoever started it.
+    Unprivileged,
+}
+
+/// The network of a jailed monitor. It opens no sockets to it; a tap's descriptor may belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailNetwork {
+    /// A new network namespace with nothing in it.
+    Empty,
+    /// The namespace that the monitor was started in, which was made for the pod.
+    Inherited,
 }
 
 /// The machine apart from its devices.
@@ -152,6 +187,8 @@ pub struct Failure {
 pub enum FailureCode {
     /// The message itself was wrong: a version, a value out of range, missing descriptors.
     InvalidRequest,
+    /// The monitor cannot give up what it must.
+    Jail,
     /// Not now: twice the same device, a description after the boot.
     WrongState,
     /// `/dev/kvm` cannot do what is needed.
@@ -239,6 +276,9 @@ mod tests {
     #[test]
     fn messages_survive_json() {
         round_trip(&Request::Hello { version: VERSION });
+        let network = JailNetwork::Inherited;
+        round_trip(&Request::Jail(JailConfig::Full { uid: 5, gid: 6, network }));
+        round_trip(&Request::Jail(JailConfig::Unprivileged));
         round_trip(&Request::Machine(MachineConfig {
             vcpus: 2,
             memory_mib: 512,

@@ -6,6 +6,7 @@
 mod agent;
 mod artifacts;
 mod create;
+mod jail;
 mod monitor;
 mod rootfs;
 mod vm;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
+pub use jail::JailVariableError;
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, RootfsError, RootfsPlan};
 pub use vm::{Booting, PowerOff, StartError, Vm, VmSpec};

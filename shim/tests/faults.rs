@@ -28,6 +28,7 @@ fn kill_9(pid: u32) {
 async fn a_vm_that_dies_on_the_way_up_leaves_an_error_and_nothing_else() {
     for (fault, words) in [
         ("hello", "ended without a word"),
+        ("jail", "ended without a word"),
         ("machine", "ended without a word"),
         ("disk", "ended without a word"),
         ("vsock", "ended without a word"),

@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hull_protocol::vmm::{CONTROL_FD, Channel, MachineConfig, Message, Request, VERSION};
+use hull_protocol::vmm::{CONTROL_FD, Channel, JailConfig, MachineConfig, Message, Request, VERSION};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (kernel, initramfs) = (File::open(kernel)?, File::open(initramfs)?);
     ask(&ours, &Request::Hello { version: VERSION }, &[])?;
     let stdout = io::stdout();
+    ask(&ours, &Request::Jail(JailConfig::Unprivileged), &[])?;
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), stdout.as_fd()];
     ask(&ours, &Request::Machine(config), &fds)?;
     ask(&ours, &Request::AddEntropy, &[])?;

@@ -12,21 +12,25 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
 use hull_protocol::vmm::{
-    Channel, ChannelError, ExitReason, Failure, FailureCode, Message, Received, Request, VERSION,
+    Channel, ChannelError, ExitReason, Failure, FailureCode, JailConfig, Message, Received, Request, VERSION,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::error::chain;
-use crate::event_loop;
 use crate::machine::{BootError, Machine, Plan};
+use crate::{event_loop, jail};
 use description::Description;
 
 /// How far the conversation has come.
 enum Phase {
     /// Nobody has said hello.
     New,
+    /// The jail is open.
+    Free,
     /// The VM is being described.
     Describing(Description),
+    /// The jail did not close.
+    Unsafe,
     /// The boot failed.
     Spent,
 }
@@ -97,12 +101,32 @@ impl Phase {
         }
         match (self, request) {
             (Self::New, Request::Hello { version }) => match check_hello(version, &fds) {
-                Ok(()) => Step::Answer(Self::Describing(Description::default()), Message::Done),
+                Ok(()) => Step::Answer(Self::Free, Message::Done),
                 Err(failure) => Step::Answer(Self::New, Message::Failed(failure)),
             },
             (Self::New, _) => refuse(Self::New, "say hello first"),
+            (Self::Free, Request::Jail(config)) => close_jail(config, &fds),
+            (Self::Free, Request::Hello { .. }) => refuse(Self::Free, "hello was said already"),
+            (Self::Free, _) => refuse(Self::Free, "close the jail first"),
+            (Self::Unsafe, _) => {
+                refuse(Self::Unsafe, "the jail did not close: this monitor can only be stopped")
+            }
             (Self::Spent, _) => refuse(Self::Spent, "the boot failed: this monitor can only be stopped"),
             (Self::Describing(description), request) => describe(description, request, fds),
+        }
+    }
+}
+
+fn close_jail(config: JailConfig, fds: &[OwnedFd]) -> Step {
+    if let Err(failure) = no_descriptors(fds) {
+        return Step::Answer(Phase::Free, Message::Failed(failure));
+    }
+    match jail::enter(config) {
+        Ok(()) => Step::Answer(Phase::Describing(Description::default()), Message::Done),
+        // Some of it may be done: there is no way back to before.
+        Err(error) => {
+            let failure = Failure { code: FailureCode::Jail, message: chain(&error) };
+            Step::Answer(Phase::Unsafe, Message::Failed(failure))
         }
     }
 }
@@ -118,6 +142,7 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
             Err(failure) => Err(failure),
         },
         Request::Hello { .. } => Err(wrong_state("hello was said already")),
+        Request::Jail(_) => Err(wrong_state("the jail is closed already")),
         Request::Stats => Err(wrong_state("the VM does not run yet")),
         Request::Stop => no_descriptors(&fds),
     };
@@ -226,6 +251,7 @@ fn boot_failure(error: &BootError) -> Failure {
         BootError::Kvm(_) | BootError::Slot(SlotError::Kvm(_)) => FailureCode::Kvm,
         BootError::Kernel(_) | BootError::StartInfo(_) | BootError::MpTable(_) => FailureCode::Kernel,
         BootError::Cmdline(_) => FailureCode::InvalidRequest,
+        BootError::Jail(_) | BootError::Filter(_) => FailureCode::Jail,
         BootError::Memory(_)
         | BootError::Slot(SlotError::Full | SlotError::Transport { .. })
         | BootError::Event(_)

@@ -50,6 +50,8 @@ impl Ending {
 /// | 3 | guest kernel panic |
 /// | 4 | triple fault |
 /// | 5 | vCPU error |
+///
+/// And [`DENIED_STATUS`](hull_protocol::vmm::DENIED_STATUS), from the jail.
 pub fn exit_status(reason: &ExitReason) -> u8 {
     match reason {
         ExitReason::Shutdown | ExitReason::Stopped => 0,

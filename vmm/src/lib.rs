@@ -2,7 +2,8 @@
 //!
 //! The way of a VM: [`control`] turns requests into a checked [`description`](control::description), [`machine`] builds
 //! it ([`memory`], [`kvm`], [`boot`], [`vcpu`], [`devices`]), [`event_loop`] serves its devices and the socket until
-//! there is an [`ending`]. vCPU threads reach devices through the [`bus`] alone.
+//! there is an [`ending`]. vCPU threads reach devices through the [`bus`] alone. The [`jail`] closes before the first
+//! description.
 //!
 //! No path is opened anywhere: what the monitor works with comes as file descriptors.
 
@@ -14,6 +15,7 @@ pub mod devices;
 pub mod ending;
 pub mod error;
 pub mod event_loop;
+pub mod jail;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

@@ -19,6 +19,9 @@ use crate::console::log_file::LogFile;
 use crate::console::{self, Console};
 use crate::devices::{self, Devices, SlotError};
 use crate::ending::Ending;
+use crate::jail::filters::Role;
+use crate::jail::seccomp::{Filter, FilterError};
+use crate::jail::{JailError, denied};
 use crate::kvm::{Kvm, KvmError, Vm, asked};
 use crate::layout::{self, RamSize};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -84,6 +87,12 @@ pub enum BootError {
     /// The kick's signal handler could not be installed.
     #[error("cannot install a signal handler")]
     Signal(#[source] vmm_sys_util::errno::Error),
+    /// Denied system calls would go unseen.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The threads cannot be kept to their system calls.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The host gives no thread.
     #[error("cannot start a vCPU thread")]
     Thread(#[source] io::Error),
@@ -99,7 +108,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the VM and lets its vCPUs run. `start` is when the process started.
+    /// Builds the VM, lets its vCPUs run and closes the system call filters; the caller's thread is the event loop from
+    /// here on. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
         let Plan { board, devices } = plan;
         let memory = memory::allocate(board.ram)?;
@@ -121,15 +131,22 @@ impl Machine {
             first_entry_us: AtomicU64::new(0),
         });
         kick::install().map_err(BootError::Signal)?;
+        denied::report()?;
+        let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
         let mut machine = Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, _vm: vm };
         for (id, vcpu) in (0..).zip(vcpus) {
-            match VcpuThread::start(id, vcpu, Arc::clone(&machine.shared)) {
+            match VcpuThread::start(id, vcpu, for_vcpus.clone(), Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
                 Err(error) => {
                     machine.take_down();
                     return Err(BootError::Thread(error));
                 }
             }
+        }
+        // Not before: this thread's filter denies to start others, which would have it as well.
+        if let Err(error) = for_event_loop.close() {
+            machine.take_down();
+            return Err(error.into());
         }
         Ok(machine)
     }

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::process::Command;
 
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskExtent, ExitReason, FailureCode, MachineConfig, Message, Request, VERSION,
-    VsockConfig,
+    DiskAccess, DiskConfig, DiskExtent, ExitReason, FailureCode, JailConfig, MachineConfig, Message, Request,
+    VERSION, VsockConfig,
 };
 use support::guest::{Code, ENTRY, Elf};
 use support::shim::{Vmm, file, kvm, machine};
@@ -31,8 +31,9 @@ fn still_works(vmm: Vmm) {
 #[test]
 fn nothing_before_hello() {
     let vmm = Vmm::spawn();
+    let jail = Request::Jail(JailConfig::Unprivileged);
     for request in
-        [Request::Machine(machine(1)), disk("a"), Request::AddEntropy, Request::Boot, Request::Stats]
+        [jail, Request::Machine(machine(1)), disk("a"), Request::AddEntropy, Request::Boot, Request::Stats]
     {
         vmm.refused(&request, &[], WrongState);
     }
@@ -40,6 +41,15 @@ fn nothing_before_hello() {
     assert!(message.contains("speaks version 1"), "{message}");
     vmm.done(&Request::Hello { version: VERSION }, &[]);
     vmm.refused(&Request::Hello { version: VERSION }, &[], WrongState);
+    // Nor before the jail.
+    for request in [Request::Machine(machine(1)), disk("a"), Request::AddEntropy, Request::Boot] {
+        let message = vmm.refused(&request, &[], WrongState);
+        assert_eq!(message, "close the jail first");
+    }
+    let jail = Request::Jail(vmm.jail());
+    vmm.refused(&jail, &[file(b"x").as_fd()], InvalidRequest);
+    vmm.done(&jail, &[]);
+    vmm.refused(&jail, &[], WrongState);
     still_works(vmm);
 }
 

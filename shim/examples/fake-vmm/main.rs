@@ -41,8 +41,8 @@ pub enum Fault {
     Silent,
 }
 
-const STEPS: [&str; 10] =
-    ["hello", "machine", "disk", "vsock", "boot", "info", "create", "start", "exec", "shutdown"];
+const STEPS: [&str; 11] =
+    ["hello", "jail", "machine", "disk", "vsock", "boot", "info", "create", "start", "exec", "shutdown"];
 
 impl Fault {
     fn parse(word: Option<&str>) -> Self {
@@ -76,6 +76,8 @@ fn main() {
         let (request, fds) = (received.message, received.fds);
         match request {
             Request::Hello { .. } => fault.at("hello"),
+            // It stays free: its containers are processes of the host.
+            Request::Jail(_) => fault.at("jail"),
             Request::Machine(_) => {
                 fault.at("machine");
                 assert_eq!(fds.len(), 4);

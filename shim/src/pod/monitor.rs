@@ -9,7 +9,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, ChannelError, ExitReason, Failure, Message, Received, Request, VmStats,
+    CONTROL_FD, Channel, ChannelError, DENIED_STATUS, ExitReason, Failure, Message, Received, Request,
+    VmStats,
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
@@ -39,6 +40,9 @@ impl std::fmt::Display for VmEnd {
                 write!(f, "the guest kernel panicked: {}", super::printable(message))
             }
             Self::Reported(reason) => reason.fmt(f),
+            Self::Vanished(status) if status.code() == Some(DENIED_STATUS) => {
+                f.write_str("the monitor made a system call that its jail denies; the log names it")
+            }
             Self::Vanished(status) => write!(f, "the monitor ended without a word ({status})"),
             Self::Lost(what) => write!(f, "the monitor is lost: {what}"),
         }
@@ -104,7 +108,8 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Starts the monitor with its control socket. It dies with this process.
+    /// Starts the monitor with its control socket. It dies with this process, also after its jail has closed: it sees to
+    /// that itself.
     pub fn spawn(path: &Path) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;

@@ -10,11 +10,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
 use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID};
-use hull_protocol::vmm::{Channel, MachineConfig, PortConnection, Request, VERSION, VsockConfig};
+use hull_protocol::vmm::{Channel, JailConfig, MachineConfig, PortConnection, Request, VERSION, VsockConfig};
 use tokio::net::UnixStream;
 
 use super::monitor::AsyncChannel;
-use super::{Agent, AgentError, ArtifactError, Artifacts, Disk, Monitor, MonitorError, VmEnd, printable};
+use super::{
+    Agent, AgentError, ArtifactError, Artifacts, Disk, JailVariableError, Monitor, MonitorError, VmEnd, jail,
+    printable,
+};
 use crate::io::Streams;
 use crate::record::BootRecord;
 use crate::undo::{Undo, UndoError, remove_file};
@@ -71,6 +74,9 @@ pub enum StartError {
     /// The variable is no number of seconds.
     #[error("{BOOT_TIMEOUT_VARIABLE} is {0:?}, not a number of seconds from 1 to 86400")]
     BootTimeout(String),
+    /// The variable names no jail.
+    #[error(transparent)]
+    Jail(#[from] JailVariableError),
     /// The monitor did not build the VM.
     #[error("cannot build the VM: {0}")]
     Monitor(#[from] MonitorError),
@@ -194,8 +200,15 @@ impl Booting {
             killed.kill().await;
             Ok(())
         });
+        let jail = jail::of_monitor(monitor.pid(), std::env::var_os(jail::JAIL_VARIABLE).as_deref())?;
+        if jail == JailConfig::Unprivileged {
+            log::warn!(
+                "the jail is the unprivileged one: the monitor keeps this user, its namespaces and its root"
+            );
+        }
         let requests = async {
             monitor.request(Request::Hello { version: VERSION }, Vec::new()).await?;
+            monitor.request(Request::Jail(jail), Vec::new()).await?;
             let machine = MachineConfig {
                 vcpus: spec.vcpus,
                 memory_mib: spec.memory_mib,

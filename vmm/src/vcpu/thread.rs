@@ -17,6 +17,7 @@ use super::statistics::Statistics;
 use crate::bus::Bus;
 use crate::ending::Ending;
 use crate::error::chain;
+use crate::jail::seccomp::Filter;
 
 /// A vCPU thread needs little; guest accesses run device code on it.
 const STACK: usize = 128 * 1024;
@@ -42,15 +43,15 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts the thread `vcpuN`. [`kick::install`] must have been called.
-    pub fn start(id: u8, fd: VcpuFd, shared: Arc<Shared>) -> io::Result<Self> {
+    /// Starts the thread `vcpuN`, which closes `filter` around itself. [`kick::install`] must have been called.
+    pub fn start(id: u8, fd: VcpuFd, filter: Filter, shared: Arc<Shared>) -> io::Result<Self> {
         let counters = Arc::new(ExitCounters::default());
         let statistics = Statistics::of(&fd);
         let runner = Runner { id, counters: Arc::clone(&counters), shared };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK)
-            .spawn(move || runner.run(fd))?;
+            .spawn(move || runner.run(fd, &filter))?;
         Ok(Self { thread, counters, statistics })
     }
 
@@ -87,7 +88,10 @@ struct Runner {
 }
 
 impl Runner {
-    fn run(self, fd: VcpuFd) {
+    fn run(self, fd: VcpuFd, filter: &Filter) {
+        if let Err(error) = filter.close() {
+            return self.end(ExitReason::MonitorError { detail: chain(&error) });
+        }
         let mut kickable = match Kickable::new(fd) {
             Ok(kickable) => kickable,
             Err(error) => {

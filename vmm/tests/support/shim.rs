@@ -7,7 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, ExitReason, FailureCode, MachineConfig, Message, Request, VERSION, VmStats,
+    CONTROL_FD, Channel, ExitReason, FailureCode, JailConfig, JailNetwork, MachineConfig, Message, Request,
+    VERSION, VmStats,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
@@ -67,11 +68,26 @@ impl Vmm {
         Self { child, channel: Some(ours), log: tempfile::tempfile().unwrap() }
     }
 
-    /// A monitor that was greeted.
+    /// A monitor that was greeted and is jailed.
     pub fn greeted() -> Self {
         let vmm = Self::spawn();
         vmm.done(&Request::Hello { version: VERSION }, &[]);
+        vmm.done(&Request::Jail(vmm.jail()), &[]);
         vmm
+    }
+
+    /// The tightest jail that the tests may ask for.
+    pub fn jail(&self) -> JailConfig {
+        if nix::unistd::geteuid().is_root() {
+            JailConfig::Full { uid: self.someone(), gid: self.someone(), network: JailNetwork::Empty }
+        } else {
+            JailConfig::Unprivileged
+        }
+    }
+
+    /// A user and group that nobody else is.
+    pub fn someone(&self) -> u32 {
+        0x7000_0000 + self.pid()
     }
 
     /// A monitor with a machine that will boot this kernel.

@@ -1,0 +1,190 @@
+//! The allow-lists of system calls: one file for each concern, put together for each role that a thread can have.
+//!
+//! A call that is not listed kills the process (see [`denied`](super::denied)). Every entry says which code needs it.
+//! Entries for one call are alternatives. To give new code what it needs, add a file with its list and name it in
+//! [`Role::lists`]; leave it out of the roles that can do without.
+
+mod device;
+mod event_loop;
+mod every_thread;
+mod hotplug;
+mod tap;
+mod uring;
+mod vcpu;
+
+/// What a thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The main thread from the start of the vCPUs on: the event loop and the VM's end.
+    EventLoop,
+    /// Runs a vCPU. The guest's accesses to registers run device code on it.
+    Vcpu,
+}
+
+impl Role {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::EventLoop, Self::Vcpu];
+
+    /// What the role may do.
+    pub fn rules(self) -> impl Iterator<Item = &'static Rule> {
+        self.lists().iter().copied().flatten()
+    }
+
+    fn lists(self) -> &'static [&'static [Rule]] {
+        match self {
+            Self::EventLoop => &[
+                every_thread::RULES,
+                device::RULES,
+                event_loop::RULES,
+                hotplug::RULES,
+                tap::RULES,
+                uring::RULES,
+            ],
+            Self::Vcpu => &[every_thread::RULES, device::RULES, vcpu::RULES, uring::RULES],
+        }
+    }
+}
+
+/// One system call that is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its number.
+    pub call: libc::c_long,
+    /// What its arguments must be, all of it.
+    pub when: &'static [Argument],
+    /// Which code needs it.
+    pub why: &'static str,
+}
+
+/// A condition on the lower 32 bits of an argument: everything that is compared here is an `int` or a set of flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Argument {
+    /// Which argument, from 0.
+    pub index: u8,
+    /// What it must be.
+    pub test: Test,
+}
+
+/// What an argument must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// This value.
+    Is(u32),
+    /// A set without any of these bits.
+    Lacks(u32),
+    /// A set with all of these bits.
+    Has(u32),
+    /// The process's own id.
+    IsThisProcess,
+}
+
+/// Allows a call whatever its arguments are.
+const fn always(call: libc::c_long, why: &'static str) -> Rule {
+    Rule { call, when: &[], why }
+}
+
+/// Allows a call with certain arguments.
+const fn when(call: libc::c_long, when: &'static [Argument], why: &'static str) -> Rule {
+    Rule { call, when, why }
+}
+
+const fn is(index: u8, value: i32) -> Argument {
+    Argument { index, test: Test::Is(value.cast_unsigned()) }
+}
+
+const fn has(index: u8, bits: i32) -> Argument {
+    Argument { index, test: Test::Has(bits.cast_unsigned()) }
+}
+
+const fn lacks(index: u8, bits: i32) -> Argument {
+    Argument { index, test: Test::Lacks(bits.cast_unsigned()) }
+}
+
+const fn is_this_process(index: u8) -> Argument {
+    Argument { index, test: Test::IsThisProcess }
+}
+
+/// The request of an `ioctl`.
+const fn request(number: u32) -> Argument {
+    Argument { index: 1, test: Test::Is(number) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_entry_is_said_twice_or_void() {
+        for role in Role::ALL {
+            let rules: Vec<_> = role.rules().collect();
+            for (index, rule) in rules.iter().enumerate() {
+                assert!(!rule.why.is_empty());
+                for other in &rules[..index] {
+                    let same_call = rule.call == other.call;
+                    // An entry without conditions leaves others of the call without meaning.
+                    let void = rule.when.is_empty() || other.when.is_empty() || rule.when == other.when;
+                    assert!(!(same_call && void), "{role:?}: {rule:?} and {other:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_that_opens_executes_or_escapes_is_allowed() {
+        let forbidden = [
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_creat,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_bpf,
+            libc::SYS_userfaultfd,
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_setuid,
+            libc::SYS_capset,
+            libc::SYS_seccomp,
+            libc::SYS_rt_sigaction,
+            libc::SYS_memfd_create,
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+        ];
+        for role in Role::ALL {
+            assert_eq!(role.rules().find(|rule| forbidden.contains(&rule.call)), None, "{role:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_do_harm_has_conditions() {
+        let conditional = [
+            libc::SYS_ioctl,
+            libc::SYS_mmap,
+            libc::SYS_mprotect,
+            libc::SYS_prctl,
+            libc::SYS_fcntl,
+            libc::SYS_tgkill,
+            libc::SYS_socketpair,
+            libc::SYS_madvise,
+            libc::SYS_mremap,
+        ];
+        for rule in Role::ALL.iter().flat_map(|role| role.rules()) {
+            assert!(!conditional.contains(&rule.call) || !rule.when.is_empty(), "{rule:?}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! What connecting a device to a VM that runs needs.
+
+use super::{Rule, always, request, when};
+
+/// `_IOW(KVMIO, 0x46, struct kvm_userspace_memory_region)`.
+const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
+/// `_IOW(KVMIO, 0x76, struct kvm_irqfd)`.
+const KVM_IRQFD: u32 = 0x4020_ae76;
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
+const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+
+pub(super) const RULES: &[Rule] = &[
+    when(libc::SYS_ioctl, &[request(KVM_IOEVENTFD)], "a plugged device: its notifications"),
+    when(libc::SYS_ioctl, &[request(KVM_IRQFD)], "a plugged device: its interrupt"),
+    when(libc::SYS_ioctl, &[request(KVM_SET_USER_MEMORY_REGION)], "plugged memory"),
+    always(libc::SYS_eventfd2, "a plugged device: its events"),
+];
