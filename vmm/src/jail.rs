@@ -1,8 +1,8 @@
 //! The jail: what the monitor gives up by itself, so that a guest that takes it over has gained nothing.
 //!
 //! Two steps, both for good. [`enter`] comes before anything that a guest can influence is read, while there is one
-//! thread: [`limits`], [`namespaces`], an empty [`root`], [`identity`], [`capabilities`], no new privileges,
-//! [`landlock`]. The system call [`filters`](mod@filters), one for each role of a thread, follow when the VM starts to
+//! thread: leaked [`descriptors`], [`limits`], [`namespaces`], an empty [`root`], [`identity`], [`capabilities`], no new
+//! privileges, [`landlock`]. The system call [`filters`](mod@filters), one for each role of a thread, follow when the VM starts to
 //! run, whatever the configuration.
 //!
 //! Nothing here opens a path except `/` and `.`, so that there is no link to be led astray by. What the configuration
@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 pub mod capabilities;
 pub mod denied;
+pub mod descriptors;
 pub mod filters;
 pub mod identity;
 pub mod landlock;
@@ -50,8 +51,10 @@ fn refused(what: &'static str) -> impl FnOnce(Errno) -> JailError {
     move |errno| JailError::Refused { what, source: errno.into() }
 }
 
-/// Gives up everything that `config` says. To be called while the process has one thread, and once.
+/// Gives up everything that `config` says. To be called once, while the process has one thread and no descriptors
+/// besides the standard ones and the control socket.
 pub fn enter(config: JailConfig) -> Result<(), JailError> {
+    descriptors::close_leaked()?;
     limits::lower()?;
     match config {
         JailConfig::Full { uid, gid, network } => {
