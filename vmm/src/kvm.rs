@@ -1,7 +1,9 @@
-//! The KVM virtual machine: memory slots, interrupt chips, event descriptors (KVM API §4).
+//! The KVM virtual machine: memory slots, interrupt chips, event descriptors, filter of registers (KVM API §4).
 //!
 //! Owns the order in which KVM is asked. Memory slots come before the interrupt chips and event descriptors last:
 //! newer kernels wait for a grace period when a slot is added to a VM that already has devices on its buses.
+
+mod msr;
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
@@ -105,6 +107,13 @@ impl Vm {
         fd.set_identity_map_address(layout::IDENTITY_MAP).map_err(asked("place its identity map"))?;
         let tss = usize::try_from(layout::TSS).unwrap_or(usize::MAX);
         fd.set_tss_address(tss).map_err(asked("place its task state"))?;
+        if kvm.system.check_extension(Cap::X86MsrFilter) {
+            msr::restrict(&fd)?;
+        } else {
+            log::warn!(
+                "the host's KVM (before Linux 5.10) cannot keep a guest from model specific registers"
+            );
+        }
         for (slot, region) in (0..).zip(memory.iter()) {
             let address = memory
                 .get_host_address(region.start_addr())

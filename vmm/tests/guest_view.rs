@@ -247,3 +247,22 @@ fn the_monitor_itself_is_small() {
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 }
+
+#[test]
+fn registers_out_of_reach_fault_and_do_not_exit() {
+    // The time stamp counter, EFER.
+    let allowed = Code::new().read_msr(0x10).read_msr(0xc000_0080).print("read").shut_down();
+    assert_eq!(output(machine(1), &allowed), b"read");
+    // An energy meter, which KVM would read as zero; Hyper-V's; one that nobody knows. Without an interrupt table the
+    // fault is a triple one.
+    for register in [0x606, 0x4000_0000, 0xdead_beef] {
+        for code in [Code::new().print("x").read_msr(register), Code::new().print("x").clear_msr(register)] {
+            let (reason, console, _) = Vmm::boot(machine(1), &code.print("y").shut_down().kernel()).end();
+            assert_eq!(
+                (reason, &console[..]),
+                (ExitReason::TripleFault { vcpu: 0 }, &b"x"[..]),
+                "{register:#x}"
+            );
+        }
+    }
+}

@@ -84,6 +84,16 @@ impl Code {
         self.raw_with(&[0xc7, 0x05], address).raw(&value.to_le_bytes())
     }
 
+    /// `mov ecx, register; rdmsr`: EDX and EAX
+    pub fn read_msr(self, register: u32) -> Self {
+        self.raw_with(&[0xb9], register).raw(&[0x0f, 0x32])
+    }
+
+    /// `mov ecx, register; xor eax, eax; xor edx, edx; wrmsr`
+    pub fn clear_msr(self, register: u32) -> Self {
+        self.raw_with(&[0xb9], register).raw(&[0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30])
+    }
+
     /// Waits until the word at `address` is not zero: `mov eax, [address]; test eax, eax; jz back`
     pub fn wait_for(self, address: u32) -> Self {
         self.load(address).raw(&[0x85, 0xc0, 0x74, 0xf7])
