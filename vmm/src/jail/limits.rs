@@ -2,6 +2,7 @@
 //!
 //! There is no limit on the size of files: a disk may be as large as its image, and the console log counts for itself.
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{JailError, refused};
@@ -13,10 +14,13 @@ pub const FILES: u64 = 8192;
 pub fn lower() -> Result<(), JailError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused("forbid core dumps"))?;
     let what = "limit its descriptors";
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused(what))?;
-    if most < FILES {
-        log::warn!("the host allows {most} descriptors, fewer than the {FILES} of a large VM");
+    match setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES) {
+        // The host's own limit is lower, and who started this process may not raise it.
+        Err(Errno::EPERM) => {
+            let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(refused(what))?;
+            log::warn!("the host allows {most} descriptors, fewer than the {FILES} of a large VM");
+            setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(refused(what))
+        }
+        result => result.map_err(refused(what)),
     }
-    let files = most.min(FILES);
-    setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(refused(what))
 }
