@@ -2,8 +2,8 @@
 //!
 //! - `jail-probe full ID` and `jail-probe unprivileged`: closes the jail and says what it can still do, a line each.
 //! - `jail-probe nobody LEVEL`: the same, as a user without privileges.
-//! - `jail-probe event-loop|vcpu call NUMBER [ARGUMENT...]`: closes that filter and makes a system call.
-//! - `jail-probe event-loop|vcpu panic`, `... live`: panics; or does what any thread does, in a thread that ends.
+//! - `jail-probe event-loop|vcpu|files call NUMBER [ARGUMENT...]`: closes that filter and makes a system call.
+//! - `jail-probe event-loop|vcpu|files panic`, `... live`: panics; or does what any thread does, in a thread that ends.
 
 use std::error::Error;
 use std::fs::File;
@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["event-loop", ref what @ ..] => under(Role::EventLoop, what),
         ["vcpu", ref what @ ..] => under(Role::Vcpu, what),
+        ["files", ref what @ ..] => under(Role::Files, what),
         _ => Err("see the head of its source".into()),
     }
 }

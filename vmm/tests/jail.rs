@@ -28,6 +28,9 @@ use support::shim::{Vmm, file, machine};
 /// The namespaces that a monitor has for itself.
 const OWN: [&str; 5] = ["cgroup", "ipc", "mnt", "net", "uts"];
 
+/// The roles of threads by the names that the example knows them by.
+const ROLES: [&str; 3] = ["event-loop", "vcpu", "files"];
+
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -308,7 +311,7 @@ fn assert_denied(role: &str, name: &str, call: &str) {
 
 #[test]
 fn a_denied_call_is_named_and_kills() {
-    for role in ["event-loop", "vcpu"] {
+    for role in ROLES {
         for (name, number) in [
             ("open", libc::SYS_open),
             ("openat", libc::SYS_openat),
@@ -334,7 +337,7 @@ fn arguments_are_looked_at() {
         (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let mmap = |protection, flags| call(libc::SYS_mmap, &format!("0 4096 {protection} {flags} 4294967295 0"));
-    for role in ["event-loop", "vcpu"] {
+    for role in ROLES {
         for allowed in [mmap(rw, private), call(libc::SYS_getpid, "0")] {
             let output = probe(&format!("{role} call {allowed}"));
             assert!(output.status.success(), "{role} {allowed}: {output:?}");
@@ -355,11 +358,12 @@ fn arguments_are_looked_at() {
     // KVM_RUN is no business of the event loop's.
     assert_denied("event-loop", "ioctl", &call(libc::SYS_ioctl, "0 44672 0"));
     assert_denied("vcpu", "accept4", &call(libc::SYS_accept4, "0"));
+    assert_denied("files", "ioctl", &call(libc::SYS_ioctl, "0 44672 0"));
 }
 
 #[test]
 fn threads_live_and_panic_under_their_filters() {
-    for role in ["event-loop", "vcpu"] {
+    for role in ROLES {
         let output = probe(&format!("{role} live"));
         assert!(output.status.success(), "{role}: {output:?}");
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "lived, 1000 entries\n".repeat(2));

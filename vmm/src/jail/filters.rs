@@ -5,8 +5,10 @@
 //! [`Role::lists`]; leave it out of the roles that can do without.
 
 mod device;
+mod disk;
 mod event_loop;
 mod every_thread;
+mod files;
 mod hotplug;
 mod tap;
 mod uring;
@@ -19,11 +21,13 @@ pub enum Role {
     EventLoop,
     /// Runs a vCPU. The guest's accesses to registers run device code on it.
     Vcpu,
+    /// Serves a shared directory: moves data between files that the broker has opened and the guest.
+    Files,
 }
 
 impl Role {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::EventLoop, Self::Vcpu];
+    pub const ALL: [Self; 3] = [Self::EventLoop, Self::Vcpu, Self::Files];
 
     /// What the role may do.
     pub fn rules(self) -> impl Iterator<Item = &'static Rule> {
@@ -35,12 +39,14 @@ impl Role {
             Self::EventLoop => &[
                 every_thread::RULES,
                 device::RULES,
+                disk::RULES,
                 event_loop::RULES,
                 hotplug::RULES,
                 tap::RULES,
                 uring::RULES,
             ],
-            Self::Vcpu => &[every_thread::RULES, device::RULES, vcpu::RULES, uring::RULES],
+            Self::Vcpu => &[every_thread::RULES, device::RULES, tap::RULES, uring::RULES, vcpu::RULES],
+            Self::Files => &[every_thread::RULES, files::RULES],
         }
     }
 }

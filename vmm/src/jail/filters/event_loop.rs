@@ -15,31 +15,12 @@ const STREAM: &[Argument] = &[
 pub(super) const RULES: &[Rule] = &[
     // The loop.
     always(libc::SYS_epoll_create1, "the loop's own epoll"),
-    always(libc::SYS_epoll_wait, "the loop; vsock's connections"),
-    always(libc::SYS_epoll_pwait, "the loop, where the C library has epoll_wait by this name"),
     // The control socket.
     always(libc::SYS_recvmsg, "control socket: requests with descriptors"),
     when(libc::SYS_fcntl, &[is(1, libc::F_GETFL)], "control socket: made non-blocking"),
     when(libc::SYS_fcntl, &[is(1, libc::F_SETFL)], "control socket: made non-blocking"),
     when(libc::SYS_fcntl, &[is(1, libc::F_DUPFD_CLOEXEC)], "descriptors that two owners need"),
     when(libc::SYS_getsockopt, &[is(1, libc::SOL_SOCKET)], "checks of sockets that were handed over"),
-    always(libc::SYS_pread64, "statistics of KVM; disks"),
-    // Disks.
-    always(libc::SYS_pwrite64, "disks"),
-    always(libc::SYS_preadv, "disks: into the guest's buffers"),
-    always(libc::SYS_pwritev, "disks: out of the guest's buffers"),
-    always(libc::SYS_preadv2, "disks: into the guest's buffers"),
-    always(libc::SYS_pwritev2, "disks: out of the guest's buffers"),
-    always(libc::SYS_fdatasync, "disks: flush"),
-    always(libc::SYS_fsync, "disks: flush"),
-    always(libc::SYS_fallocate, "disks: discard and zeroes"),
-    always(libc::SYS_fstat, "disks: what kind of file was handed over, and its size"),
-    always(libc::SYS_newfstatat, "disks: fstat by the name that newer C libraries use; names no path"),
-    always(libc::SYS_statx, "disks: fstat by the name that Rust's library uses; names no path"),
-    always(libc::SYS_lseek, "disks: size of a block device"),
-    // Timers of rate limits.
-    always(libc::SYS_timerfd_create, "rate limits"),
-    always(libc::SYS_timerfd_settime, "rate limits"),
     // vsock.
     always(libc::SYS_accept4, "vsock: connections from the host"),
     when(libc::SYS_socketpair, STREAM, "vsock: connections from the guest"),
