@@ -12,7 +12,6 @@ pub(super) const RULES: &[Rule] = &[
     always(libc::SYS_shutdown, "vsock: half-close, and reset of a connection"),
     always(libc::SYS_sendmsg, "vsock: data for the host; control socket: answers"),
     when(libc::SYS_recvfrom, &[is(4, 0)], "vsock: reads from connected sockets"),
-    always(libc::SYS_readv, "vsock: data for the guest, into its buffers"),
-    always(libc::SYS_writev, "vsock, net: data from the guest, out of its buffers"),
+    always(libc::SYS_writev, "net: frames from the guest, out of its buffers"),
     always(libc::SYS_timerfd_settime, "rate limits: when to go on"),
 ];

@@ -8,6 +8,5 @@ pub(super) const RULES: &[Rule] = &[
     always(libc::SYS_preadv, "reads into the guest's buffers"),
     always(libc::SYS_pwritev, "writes out of the guest's buffers"),
     always(libc::SYS_fdatasync, "flush"),
-    always(libc::SYS_fsync, "flush"),
     always(libc::SYS_fallocate, "discard and zeroes"),
 ];

@@ -19,8 +19,6 @@ pub(super) const RULES: &[Rule] = &[
     always(libc::SYS_recvmsg, "control socket: requests with descriptors"),
     when(libc::SYS_fcntl, &[is(1, libc::F_GETFL)], "control socket: made non-blocking"),
     when(libc::SYS_fcntl, &[is(1, libc::F_SETFL)], "control socket: made non-blocking"),
-    when(libc::SYS_fcntl, &[is(1, libc::F_DUPFD_CLOEXEC)], "descriptors that two owners need"),
-    when(libc::SYS_getsockopt, &[is(1, libc::SOL_SOCKET)], "checks of sockets that were handed over"),
     // vsock.
     always(libc::SYS_accept4, "vsock: connections from the host"),
     when(libc::SYS_socketpair, STREAM, "vsock: connections from the guest"),
