@@ -2,15 +2,15 @@
 //!
 //! - `jail-probe full ID` and `jail-probe unprivileged`: closes the jail and says what it can still do, a line each.
 //! - `jail-probe nobody LEVEL`: the same, as a user without privileges.
-//! - `jail-probe event-loop|vcpu|files call NUMBER [ARGUMENT...]`: closes that filter and makes a system call.
-//! - `jail-probe event-loop|vcpu|files panic`, `... live`: panics; or does what any thread does, in a thread that ends.
+//! - `jail-probe event-loop|vcpu|files|nothing call NUMBER [ARGUMENT...]`: closes that filter and makes a system call.
+//! - `jail-probe event-loop|vcpu|files|nothing panic`, `... live`: panics; or does what any thread does, in a thread that ends.
 
 use std::error::Error;
 use std::fs::File;
 
 use hull_protocol::vmm::{JailConfig, JailNetwork};
 use hull_vmm::jail::filters::Role;
-use hull_vmm::jail::seccomp::Filter;
+use hull_vmm::jail::seccomp::{Filter, FilterError};
 use hull_vmm::jail::{self, denied};
 use nix::errno::Errno;
 
@@ -35,9 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                 _ => inside(JailConfig::Unprivileged),
             }
         }
-        ["event-loop", ref what @ ..] => under(Role::EventLoop, what),
-        ["vcpu", ref what @ ..] => under(Role::Vcpu, what),
-        ["files", ref what @ ..] => under(Role::Files, what),
+        ["nothing", ref what @ ..] => under(Filter::of_never, what),
+        ["event-loop", ref what @ ..] => under(|| Filter::of(Role::EventLoop), what),
+        ["vcpu", ref what @ ..] => under(|| Filter::of(Role::Vcpu), what),
+        ["files", ref what @ ..] => under(|| Filter::of(Role::Files), what),
         _ => Err("see the head of its source".into()),
     }
 }
@@ -65,7 +66,7 @@ fn inside(config: JailConfig) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn under(role: Role, what: &[&str]) -> Result<(), Box<dyn Error>> {
+fn under(filter: impl Fn() -> Result<Filter, FilterError>, what: &[&str]) -> Result<(), Box<dyn Error>> {
     denied::report()?;
     std::panic::set_hook(Box::new(|_| std::process::abort()));
     match what {
@@ -75,21 +76,21 @@ fn under(role: Role, what: &[&str]) -> Result<(), Box<dyn Error>> {
                 *to = if *from == "pid" { std::process::id().into() } else { from.parse()? };
             }
             let [number, a, b, c, d, e, f] = call;
-            Filter::of(role)?.close()?;
+            filter()?.close()?;
             // SAFETY: none, for any call and any arguments: this is what a process that was taken over does.
             unsafe { libc::syscall(number, a, b, c, d, e, f) };
             Ok(())
         }
         ["panic"] => {
-            Filter::of(role)?.close()?;
+            filter()?.close()?;
             panic!("as asked")
         }
         ["live"] => {
-            let filter = Filter::of(role)?;
+            let theirs = filter()?;
             let name = "a-thread".to_owned();
-            let thread = std::thread::Builder::new().name(name).spawn(move || live(&filter))?;
+            let thread = std::thread::Builder::new().name(name).spawn(move || live(&theirs))?;
             thread.join().map_err(|_| "the thread panicked")??;
-            live(&Filter::of(role)?).map_err(Into::into)
+            live(&filter()?).map_err(Into::into)
         }
         _ => Err("see the head of its source".into()),
     }

@@ -121,7 +121,7 @@ fn close_jail(config: JailConfig, fds: &[OwnedFd]) -> Step {
     if let Err(failure) = no_descriptors(fds) {
         return Step::Answer(Phase::Free, Message::Failed(failure));
     }
-    match jail::enter(config) {
+    match jail::enter(config).and_then(|()| jail::forbid()) {
         Ok(()) => Step::Answer(Phase::Describing(Description::default()), Message::Done),
         // Some of it may be done: there is no way back to before.
         Err(error) => {
@@ -251,7 +251,7 @@ fn boot_failure(error: &BootError) -> Failure {
         BootError::Kvm(_) | BootError::Slot(SlotError::Kvm(_)) => FailureCode::Kvm,
         BootError::Kernel(_) | BootError::StartInfo(_) | BootError::MpTable(_) => FailureCode::Kernel,
         BootError::Cmdline(_) => FailureCode::InvalidRequest,
-        BootError::Jail(_) | BootError::Filter(_) => FailureCode::Jail,
+        BootError::Filter(_) => FailureCode::Jail,
         BootError::Memory(_)
         | BootError::Slot(SlotError::Full | SlotError::Transport { .. })
         | BootError::Event(_)

@@ -2,8 +2,8 @@
 //!
 //! Two steps, both for good. [`enter`] comes before anything that a guest can influence is read, while there is one
 //! thread: leaked [`descriptors`], [`limits`], [`namespaces`], an empty [`root`], [`identity`], [`capabilities`], no new
-//! privileges, [`landlock`]. The system call [`filters`](mod@filters), one for each role of a thread, follow when the VM starts to
-//! run, whatever the configuration.
+//! privileges, [`landlock`]; and [`forbid`] what no thread ever does. The system call [`filters`](mod@filters), an allow-list
+//! for each role of a thread, follow when the VM starts to run, whatever the configuration.
 //!
 //! Nothing here opens a path except `/` and `.`, so that there is no link to be led astray by. What the configuration
 //! asks for and the host refuses is an error; what an older kernel does not have is logged.
@@ -41,6 +41,9 @@ pub enum JailError {
     /// A step was taken, and a look around shows that it did nothing.
     #[error("the jail does not hold: the process still has {0}")]
     Left(&'static str),
+    /// System calls cannot be denied.
+    #[error(transparent)]
+    Filter(#[from] seccomp::FilterError),
     /// The process that started this one has gone meanwhile.
     #[error("whoever started the monitor has gone")]
     Orphaned,
@@ -76,6 +79,12 @@ pub fn enter(config: JailConfig) -> Result<(), JailError> {
     nix::sys::prctl::set_dumpable(false).map_err(refused("hide its memory"))?;
     landlock::restrict()?;
     look_around(config)
+}
+
+/// Denies for good what no thread does in there, and has every denied system call named.
+pub fn forbid() -> Result<(), JailError> {
+    denied::report()?;
+    Ok(seccomp::Filter::of_never()?.close()?)
 }
 
 /// Whether the walls stand, as the kernel sees them.

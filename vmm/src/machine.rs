@@ -21,7 +21,6 @@ use crate::devices::{self, Devices, SlotError};
 use crate::ending::Ending;
 use crate::jail::filters::Role;
 use crate::jail::seccomp::{Filter, FilterError};
-use crate::jail::{JailError, denied};
 use crate::kvm::{Kvm, KvmError, Vm, asked};
 use crate::layout::{self, RamSize};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -87,9 +86,6 @@ pub enum BootError {
     /// The kick's signal handler could not be installed.
     #[error("cannot install a signal handler")]
     Signal(#[source] vmm_sys_util::errno::Error),
-    /// Denied system calls would go unseen.
-    #[error(transparent)]
-    Jail(#[from] JailError),
     /// The threads cannot be kept to their system calls.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -131,7 +127,6 @@ impl Machine {
             first_entry_us: AtomicU64::new(0),
         });
         kick::install().map_err(BootError::Signal)?;
-        denied::report()?;
         let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
         let mut machine = Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, _vm: vm };
         for (id, vcpu) in (0..).zip(vcpus) {

@@ -115,7 +115,7 @@ fn boot_and_settle() -> (Vmm, BTreeMap<String, PathBuf>) {
     let patience = Instant::now() + Duration::from_secs(10);
     loop {
         let threads = threads(&vmm);
-        let filtered = threads.values().all(|thread| status(thread)["Seccomp"] == "2");
+        let filtered = threads.values().all(|thread| status(thread)["Seccomp_filters"] == "2");
         if threads.len() == 3 && filtered || Instant::now() > patience {
             return (vmm, threads);
         }
@@ -130,7 +130,7 @@ fn every_thread_is_jailed() {
     for (name, thread) in &threads {
         let status = status(thread);
         let mut expected: Vec<(&str, String)> =
-            [("Seccomp", "2"), ("Seccomp_filters", "1"), ("NoNewPrivs", "1")]
+            [("Seccomp", "2"), ("Seccomp_filters", "2"), ("NoNewPrivs", "1")]
                 .map(|(key, value)| (key, value.to_owned()))
                 .into();
         let none = format!("{:016x}", 0);
@@ -340,6 +340,14 @@ fn without_privileges_there_is_a_jail_if_it_is_asked_for() {
     );
 }
 
+#[test]
+fn a_thread_without_a_role_is_not_free() {
+    assert_denied("nothing", "openat", &libc::SYS_openat.to_string());
+    assert_denied("nothing", "execve", &libc::SYS_execve.to_string());
+    let output = probe("nothing live");
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// That the call ends the process with its name in the log.
 fn assert_denied(role: &str, name: &str, call: &str) {
     let output = probe(&format!("{role} call {call}"));
@@ -363,6 +371,7 @@ fn a_denied_call_is_named_and_kills() {
             ("connect", libc::SYS_connect),
             ("ptrace", libc::SYS_ptrace),
             ("clone3", libc::SYS_clone3),
+            ("mount", libc::SYS_mount),
             ("kill", libc::SYS_kill),
             ("rt_sigaction", libc::SYS_rt_sigaction),
             ("seccomp", libc::SYS_seccomp),

@@ -8,7 +8,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::filters::{Argument, Role, Test};
+use super::filters::{Argument, NEVER, Role, Test};
 
 /// Why a filter does not close.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,14 @@ impl Filter {
         Ok(Self { program: Arc::new(filter.try_into()?) })
     }
 
+    /// Compiles the list of what is denied to every thread.
+    pub fn of_never() -> Result<Self, FilterError> {
+        let rules = NEVER.iter().map(|call| (*call, Vec::new())).collect();
+        let filter =
+            SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Trap, TargetArch::x86_64)?;
+        Ok(Self { program: Arc::new(filter.try_into()?) })
+    }
+
     /// Closes the filter around the calling thread, for good, and around those that it starts.
     pub fn close(&self) -> Result<(), FilterError> {
         seccompiler::apply_filter(&self.program).map_err(FilterError::Install)
@@ -71,5 +79,6 @@ mod tests {
             // The kernel's limit is 4,096 instructions.
             assert!(filter.program.len() < 1024, "{role:?}: {}", filter.program.len());
         }
+        Filter::of_never().unwrap();
     }
 }
