@@ -6,6 +6,7 @@
 //! When the shim's end closes, the monitor ends the VM and itself.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,46 @@ pub struct DiskConfig {
     pub access: DiskAccess,
     /// The pieces in order. Descriptor `i` of the message belongs to extent `i`.
     pub extents: Vec<DiskExtent>,
+    /// Whether the guest may give blocks back.
+    #[serde(default)]
+    pub discard: DiskDiscard,
+    /// How fast the guest may go.
+    #[serde(default)]
+    pub limits: RateLimits,
+}
+
+/// What becomes of blocks that the guest of a writable disk does not need any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskDiscard {
+    /// They go back to the host, as holes in the file.
+    #[default]
+    On,
+    /// They stay: the guest is not offered to discard.
+    Off,
+}
+
+/// Limits of one device. What is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Of payload, a token a byte.
+    pub bandwidth: Option<TokenBucket>,
+    /// Of requests or packets, a token each.
+    pub operations: Option<TokenBucket>,
+}
+
+/// A bucket that is full at first and filled at a constant rate. Who finds too little in it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// The most it holds, in tokens.
+    pub size: NonZeroU64,
+    /// How long it takes to fill from empty, in milliseconds.
+    pub refill_ms: NonZeroU32,
+    /// Tokens on top that are there once and are used first.
+    #[serde(default)]
+    pub one_time_burst: u64,
 }
 
 /// Who may write to a disk.
@@ -249,6 +290,15 @@ mod tests {
             serial: "rootfs".into(),
             access: DiskAccess::ReadOnly,
             extents: vec![DiskExtent { offset: 0, length: 4096 }],
+            discard: DiskDiscard::Off,
+            limits: RateLimits {
+                bandwidth: None,
+                operations: Some(TokenBucket {
+                    size: NonZeroU64::MAX,
+                    refill_ms: NonZeroU32::MIN,
+                    one_time_burst: 7,
+                }),
+            },
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
         for request in [Request::AddEntropy, Request::Boot, Request::Stats, Request::Stop] {
@@ -257,6 +307,16 @@ mod tests {
         round_trip(&Message::Exited(ExitReason::GuestPanic { message: "VFS: no root".into() }));
         round_trip(&Message::Failed(Failure { code: FailureCode::Kvm, message: "no".into() }));
         round_trip(&Message::Stats(VmStats::default()));
+    }
+
+    #[test]
+    fn what_a_disk_leaves_out_is_not_limited() {
+        let disk: DiskConfig =
+            serde_json::from_str(r#"{"serial":"a","access":"read_write","extents":[]}"#).unwrap();
+        assert_eq!((disk.discard, disk.limits), (DiskDiscard::On, RateLimits::default()));
+        for bucket in [r#"{"size":0,"refill_ms":1}"#, r#"{"size":1,"refill_ms":0}"#, r#"{"size":1}"#] {
+            assert!(serde_json::from_str::<TokenBucket>(bucket).is_err(), "{bucket}");
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::process::Command;
 
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskExtent, ExitReason, FailureCode, MachineConfig, Message, Request, VERSION,
-    VsockConfig,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, MachineConfig, Message,
+    RateLimits, Request, VERSION, VsockConfig,
 };
 use support::guest::{Code, ENTRY, Elf};
 use support::shim::{Vmm, file, kvm, machine};
@@ -18,7 +18,13 @@ use FailureCode::{InvalidRequest, Kernel, Kvm, Resources, WrongState};
 
 fn disk(serial: &str) -> Request {
     let extents = vec![DiskExtent { offset: 0, length: 4096 }];
-    Request::AddDisk(DiskConfig { serial: serial.into(), access: DiskAccess::ReadOnly, extents })
+    Request::AddDisk(DiskConfig {
+        serial: serial.into(),
+        access: DiskAccess::ReadOnly,
+        extents,
+        discard: DiskDiscard::On,
+        limits: RateLimits::default(),
+    })
 }
 
 /// That the monitor still does what it is told, from the description on.

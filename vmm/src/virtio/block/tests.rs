@@ -1,7 +1,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-use hull_protocol::vmm::DiskExtent;
+use hull_protocol::vmm::{DiskDiscard, DiskExtent, RateLimits};
 use proptest::prelude::*;
 
 use super::*;
@@ -20,7 +20,13 @@ const MEMORY: usize = 0x10_0000;
 
 fn config(access: DiskAccess, extents: &[(u64, u64)]) -> DiskConfig {
     let extents = extents.iter().map(|(offset, length)| DiskExtent { offset: *offset, length: *length });
-    DiskConfig { serial: "test".into(), access, extents: extents.collect() }
+    DiskConfig {
+        serial: "test".into(),
+        access,
+        extents: extents.collect(),
+        discard: DiskDiscard::On,
+        limits: RateLimits::default(),
+    }
 }
 
 fn fds(files: &[&File]) -> Vec<OwnedFd> {
