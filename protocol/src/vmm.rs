@@ -262,6 +262,9 @@ pub struct VmStats {
     pub notifications: BTreeMap<String, u64>,
     /// Interrupts raised by device.
     pub interrupts: BTreeMap<String, u64>,
+    /// Requests by device that failed because the host did: an I/O error, a full disk.
+    #[serde(default)]
+    pub host_errors: BTreeMap<String, u64>,
     /// Bytes the guest wrote to its console.
     pub console_bytes: u64,
     /// Microseconds from the monitor's `main` to the end of its set-up, the first entry into the guest.

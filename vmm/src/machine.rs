@@ -159,6 +159,7 @@ impl Machine {
             let counters = device.counters();
             stats.notifications.insert(name.to_owned(), counters.notifications);
             stats.interrupts.insert(name.to_owned(), counters.interrupts);
+            stats.host_errors.insert(name.to_owned(), counters.host_errors);
         }
         stats
     }
@@ -179,6 +180,7 @@ impl Machine {
                     device.queue_event(queue);
                 }
             }
+            device.drain();
         }
         self.shared.bus.console().flush();
     }

@@ -10,6 +10,7 @@ pub mod device;
 pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
+pub mod pinned;
 pub mod queue;
 pub mod segments;
 #[cfg(test)]

@@ -44,6 +44,17 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
+    /// Waits until nothing the driver asked for is in flight, and answers all of it. What is still in a ring stays there:
+    /// a device is drained before it is unplugged or paused.
+    fn drain(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Requests since the start that failed because the host did: an I/O error, a full disk.
+    fn host_errors(&self) -> u64 {
+        0
+    }
+
     /// Bytes of payload moved to the guest and from the guest since the start.
     fn bytes_moved(&self) -> (u64, u64) {
         (0, 0)

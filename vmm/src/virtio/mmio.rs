@@ -49,6 +49,8 @@ pub struct DeviceCounters {
     pub bytes_from_guest: u64,
     /// How often the device had to be stopped because the driver broke a rule, or the host failed.
     pub failures: u64,
+    /// Requests that failed because the host did: an I/O error, a full disk.
+    pub host_errors: u64,
     /// Register accesses that made no sense in their state or size and were ignored.
     pub ignored_accesses: u64,
 }
@@ -174,6 +176,12 @@ impl MmioTransport {
         self.check(result);
     }
 
+    /// Waits until nothing the driver asked for is in flight. What is still in its rings stays there.
+    pub fn drain(&mut self) {
+        let result = self.device.drain();
+        self.check(result);
+    }
+
     /// Counters since the start.
     pub fn counters(&self) -> DeviceCounters {
         let (bytes_to_guest, bytes_from_guest) = self.device.bytes_moved();
@@ -183,6 +191,7 @@ impl MmioTransport {
             bytes_to_guest,
             bytes_from_guest,
             failures: self.failures,
+            host_errors: self.device.host_errors(),
             ignored_accesses: self.ignored_accesses,
         }
     }

@@ -1,7 +1,7 @@
 //! Scattered pieces of guest memory as one run of bytes, and the few system calls that move data straight into them.
 //!
-//! This is the only place where the kernel is given pointers into guest memory. Guest memory is never seen as a Rust
-//! reference: the guest writes to it at any time.
+//! Here and in [`pinned`](super::pinned) alone the kernel is given pointers into guest memory. Guest memory is never seen
+//! as a Rust reference: the guest writes to it at any time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -59,7 +59,7 @@ impl<'a, 'm> Segments<'a, 'm> {
     }
 
     /// The contiguous pieces, none of them empty.
-    fn pieces(self) -> impl Iterator<Item = VolatileSlice<'m>> + 'a {
+    pub(super) fn pieces(self) -> impl Iterator<Item = VolatileSlice<'m>> + 'a {
         let mut skip = self.skip;
         let mut left = self.len;
         self.slices.iter().map_while(move |slice| {
@@ -90,26 +90,12 @@ impl<'a, 'm> Segments<'a, 'm> {
         done
     }
 
-    /// One `preadv(2)` into the run. May be short.
-    pub fn read_at(self, file: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
-        let (iovecs, count) = self.iovecs();
-        // SAFETY: every iovec lies inside a live mapping of guest memory ('m), which only the kernel writes here and
-        // which no Rust reference aliases.
-        retry(|| unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
-    }
-
-    /// One `pwritev(2)` of the run. May be short.
-    pub fn write_at(self, file: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
-        let (iovecs, count) = self.iovecs();
-        // SAFETY: as in `read_at`; the kernel only reads.
-        retry(|| unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
-    }
-
     /// One receive from a socket, without waiting. May be short; zero is the end of the stream if the run has room.
     pub fn receive(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let (mut iovecs, count) = self.iovecs();
         let mut message = message(&mut iovecs, count);
-        // SAFETY: the header is initialised and lives through the call; for its iovecs see `read_at`.
+        // SAFETY: the header is initialised and lives through the call; every iovec lies inside a live mapping of guest
+        // memory ('m), which only the kernel writes here and which no Rust reference aliases.
         retry(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
     }
 
@@ -118,7 +104,8 @@ impl<'a, 'm> Segments<'a, 'm> {
         let (mut iovecs, count) = self.iovecs();
         let message = message(&mut iovecs, count);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the header is initialised and lives through the call; for its iovecs see `read_at`.
+        // SAFETY: the header is initialised and lives through the call; its iovecs are as in `receive`,
+        // and only read.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
     }
 
@@ -157,7 +144,7 @@ fn message(iovecs: &mut [libc::iovec; IOVECS], count: i32) -> libc::msghdr {
 }
 
 /// Repeats a system call that a signal interrupted before it did anything.
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+pub(super) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         if let Ok(count) = usize::try_from(call()) {
             return Ok(count);
