@@ -45,6 +45,15 @@ pub enum Request {
     AddVsock(VsockConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
+    /// A virtio-balloon device. Memory that lies free in the guest goes back to the host from then on; the balloon itself
+    /// is empty until [`Request::SetBalloon`].
+    AddBalloon,
+    /// While the VM runs: asks the guest to give up so much memory, or to take back what is more. Answered at once; the
+    /// guest does it in its own time, as far as it can.
+    SetBalloon {
+        /// The size of the balloon, less than the VM's memory.
+        mib: u32,
+    },
     /// Builds the VM and lets its vCPUs run. When that fails the description is used up: only [`Request::Stop`] is left.
     Boot,
     /// Counters since the start.
@@ -265,10 +274,51 @@ pub struct VmStats {
     /// Requests by device that failed because the host did: an I/O error, a full disk.
     #[serde(default)]
     pub host_errors: BTreeMap<String, u64>,
+    /// The balloon, if there is one.
+    #[serde(default)]
+    pub balloon: Option<Box<BalloonStats>>,
     /// Bytes the guest wrote to its console.
     pub console_bytes: u64,
     /// Microseconds from the monitor's `main` to the end of its set-up, the first entry into the guest.
     pub start_to_first_entry_us: u64,
+}
+
+/// Memory that went back to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStats {
+    /// How large the balloon is to be.
+    pub target_mib: u32,
+    /// How large it is, by the guest's own word.
+    pub actual_mib: u32,
+    /// Bytes given back by inflating the balloon, since the start.
+    pub ballooned_bytes: u64,
+    /// Bytes given back because the guest reported them as free, since the start.
+    pub reported_bytes: u64,
+    /// Bytes that the guest named without having them, or that the host did not take.
+    pub refused_bytes: u64,
+    /// What the guest says about its memory; untrusted, and as of the last time that anybody asked.
+    pub guest: GuestMemoryStats,
+}
+
+/// A guest's own figures. What it did not say is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryStats {
+    /// Not used for anything.
+    pub free_bytes: Option<u64>,
+    /// All of it.
+    pub total_bytes: Option<u64>,
+    /// What a new program could have without swapping.
+    pub available_bytes: Option<u64>,
+    /// Of files, and easily freed.
+    pub cache_bytes: Option<u64>,
+    /// Page faults that needed I/O.
+    pub major_faults: Option<u64>,
+    /// Page faults that did not.
+    pub minor_faults: Option<u64>,
+    /// Read from swap.
+    pub swapped_in_bytes: Option<u64>,
+    /// Written to swap.
+    pub swapped_out_bytes: Option<u64>,
 }
 
 #[cfg(test)]
@@ -304,12 +354,17 @@ mod tests {
             },
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
-        for request in [Request::AddEntropy, Request::Boot, Request::Stats, Request::Stop] {
+        for request in
+            [Request::AddEntropy, Request::AddBalloon, Request::SetBalloon { mib: 7 }, Request::Boot]
+        {
+            round_trip(&request);
+        }
+        for request in [Request::Stats, Request::Stop] {
             round_trip(&request);
         }
         round_trip(&Message::Exited(ExitReason::GuestPanic { message: "VFS: no root".into() }));
         round_trip(&Message::Failed(Failure { code: FailureCode::Kvm, message: "no".into() }));
-        round_trip(&Message::Stats(VmStats::default()));
+        round_trip(&Message::Stats(VmStats { balloon: Some(Box::default()), ..VmStats::default() }));
     }
 
     #[test]

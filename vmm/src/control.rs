@@ -113,12 +113,13 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
         Request::AddDisk(config) => description.add_disk(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
+        Request::AddBalloon => no_descriptors(&fds).and_then(|()| description.add_balloon()),
         Request::Boot => match no_descriptors(&fds).and_then(|()| description.plan()) {
             Ok(plan) => return Step::Boot(plan),
             Err(failure) => Err(failure),
         },
         Request::Hello { .. } => Err(wrong_state("hello was said already")),
-        Request::Stats => Err(wrong_state("the VM does not run yet")),
+        Request::Stats | Request::SetBalloon { .. } => Err(wrong_state("the VM does not run yet")),
         Request::Stop => no_descriptors(&fds),
     };
     let message = result.map_or_else(Message::Failed, |()| Message::Done);
@@ -144,6 +145,10 @@ fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitRea
         Ok(Ok(Received { message, fds })) => match (no_descriptors(&fds), message) {
             (Err(failure), _) => (Message::Failed(failure), ControlFlow::Continue(())),
             (Ok(()), Request::Stats) => (Message::Stats(machine.stats()), ControlFlow::Continue(())),
+            (Ok(()), Request::SetBalloon { mib }) => (
+                set_balloon(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
+                ControlFlow::Continue(()),
+            ),
             (Ok(()), Request::Stop) => (Message::Done, ControlFlow::Break(ExitReason::Stopped)),
             (Ok(()), _) => (Message::Failed(wrong_state("the VM runs already")), ControlFlow::Continue(())),
         },
@@ -155,6 +160,16 @@ fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitRea
         Ok(()) => then,
         Err(closed) => ControlFlow::Break(reason_of(closed)),
     }
+}
+
+fn set_balloon(machine: &Machine, mib: u32) -> Result<(), Failure> {
+    let balloon = machine.balloon().ok_or_else(|| wrong_state("the VM has no balloon"))?;
+    let most = machine.ram().bytes() >> 20;
+    if u64::from(mib) >= most {
+        return Err(invalid(format!("a balloon of {mib} MiB leaves nothing of the VM's {most} MiB")));
+    }
+    balloon.set_target(mib);
+    Ok(())
 }
 
 fn reason_of(closed: Closed) -> ExitReason {

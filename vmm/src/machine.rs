@@ -26,6 +26,7 @@ use crate::vcpu::cpuid::{self, Topology};
 use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::BalloonControl;
 
 /// A machine without its devices.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct Plan {
     pub board: Board,
     /// Its devices in the order of their slots.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// What inflates the balloon, if one is among the devices.
+    pub balloon: Option<BalloonControl>,
 }
 
 /// Why a VM cannot be built.
@@ -94,6 +97,8 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     shared: Arc<Shared>,
     devices: Arc<Devices>,
+    balloon: Option<BalloonControl>,
+    ram: RamSize,
     /// Dropped after the threads that use it are gone.
     _vm: Vm,
 }
@@ -101,7 +106,8 @@ pub struct Machine {
 impl Machine {
     /// Builds the VM and lets its vCPUs run. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices } = plan;
+        let Plan { board, devices, balloon } = plan;
+        let ram = board.ram;
         let memory = memory::allocate(board.ram)?;
         let vm = Vm::new(&board.kvm, &memory)?;
         let vcpus = (0..board.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
@@ -121,7 +127,8 @@ impl Machine {
             first_entry_us: AtomicU64::new(0),
         });
         kick::install().map_err(BootError::Signal)?;
-        let mut machine = Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, _vm: vm };
+        let mut machine =
+            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, ram, _vm: vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -144,10 +151,21 @@ impl Machine {
         &self.devices
     }
 
+    /// What inflates its balloon, if it has one.
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon.as_ref()
+    }
+
+    /// Its memory.
+    pub fn ram(&self) -> RamSize {
+        self.ram
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> VmStats {
         let mut stats = VmStats {
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
+            balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
             console_bytes: self.shared.bus.console().bytes(),
             start_to_first_entry_us: self.shared.first_entry_us.load(Ordering::Relaxed),
             ..VmStats::default()

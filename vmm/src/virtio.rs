@@ -4,6 +4,7 @@
 //! panic, block or grow the monitor without bound. Devices know nothing of KVM: they are told about notifications and
 //! ready descriptors, and raise an event descriptor for an interrupt.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod device;

@@ -121,13 +121,16 @@ fn devices_are_checked_and_exist_once() {
     assert!(message.contains("rootfs"), "{message}");
     vmm.done(&Request::AddEntropy, &[]);
     vmm.refused(&Request::AddEntropy, &[], WrongState);
+    vmm.done(&Request::AddBalloon, &[]);
+    vmm.refused(&Request::AddBalloon, &[], WrongState);
+    vmm.refused(&Request::SetBalloon { mib: 1 }, &[], WrongState);
     let vsock = Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![] });
     vmm.refused(&vsock, &[], InvalidRequest);
     for disks in 2.. {
         match vmm.ask(&disk(&format!("disk{disks}")), &[image.as_fd()]) {
             Message::Done => {}
             Message::Failed(failure) => {
-                assert_eq!((failure.code, disks), (Resources, 17), "{}", failure.message);
+                assert_eq!((failure.code, disks), (Resources, 16), "{}", failure.message);
                 break;
             }
             other => panic!("{other:?}"),
@@ -148,6 +151,31 @@ fn a_boot_needs_a_machine_and_happens_once() {
         let message = vmm.refused(&request, &[], WrongState);
         assert_eq!(message, "the VM runs already");
     }
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+}
+
+#[test]
+fn a_balloon_is_set_while_the_vm_runs() {
+    let kernel = Code::new().halt().kernel();
+    let vmm = Vmm::boot(machine(1), &kernel);
+    let message = vmm.refused(&Request::SetBalloon { mib: 1 }, &[], WrongState);
+    assert!(message.contains("no balloon"), "{message}");
+    assert_eq!(vmm.stats().balloon, None);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+
+    let vmm = Vmm::greeted();
+    let machine = machine(1);
+    let memory = machine.memory_mib;
+    vmm.describe(machine, &kernel, b"initramfs");
+    vmm.done(&Request::AddBalloon, &[]);
+    vmm.done(&Request::Boot, &[]);
+    for mib in [memory, memory + 1, u32::MAX] {
+        vmm.refused(&Request::SetBalloon { mib }, &[], InvalidRequest);
+    }
+    vmm.done(&Request::SetBalloon { mib: memory - 1 }, &[]);
+    assert_eq!(vmm.stats().balloon.unwrap().target_mib, memory - 1);
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 }

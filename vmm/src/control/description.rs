@@ -14,6 +14,7 @@ use crate::kvm::Kvm;
 use crate::layout::RamSize;
 use crate::machine::{Board, Plan};
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
 use crate::virtio::vsock::Vsock;
@@ -26,6 +27,7 @@ pub const VCPUS_MAX: u8 = 32;
 pub struct Description {
     board: Option<Board>,
     devices: Vec<Box<dyn VirtioDevice>>,
+    balloon: Option<BalloonControl>,
 }
 
 impl Description {
@@ -82,10 +84,19 @@ impl Description {
         self.add(Entropy::new())
     }
 
+    /// A balloon.
+    pub fn add_balloon(&mut self) -> Result<(), Failure> {
+        let (balloon, control) = Balloon::new()
+            .map_err(|error| Failure { code: FailureCode::Resources, message: chain(&error) })?;
+        self.add(balloon)?;
+        self.balloon = Some(control);
+        Ok(())
+    }
+
     /// What is to be booted. The description is empty afterwards.
     pub fn plan(&mut self) -> Result<Plan, Failure> {
         let board = self.board.take().ok_or_else(|| wrong_state("there is no machine to boot"))?;
-        Ok(Plan { board, devices: std::mem::take(&mut self.devices) })
+        Ok(Plan { board, devices: std::mem::take(&mut self.devices), balloon: self.balloon.take() })
     }
 
     fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), Failure> {

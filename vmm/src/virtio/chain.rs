@@ -100,6 +100,11 @@ impl<'a, 'm> Chain<'a, 'm> {
         self.head
     }
 
+    /// The memory that the chain lies in.
+    pub fn memory(&self) -> &'m GuestMemory {
+        self.memory
+    }
+
     /// Keeps a part of this chain for longer than the chain is looked at. `None` if it is a part of something else.
     pub fn pin(&self, part: Segments<'_, '_>) -> Option<Pinned> {
         Pinned::new(self.memory, part)

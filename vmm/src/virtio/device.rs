@@ -23,6 +23,16 @@ pub trait VirtioDevice: Send {
     /// Reads the device configuration space at `offset`. Bytes beyond its end are left as they are (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// Changes with every change of the configuration space (§2.5.1).
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
+    /// The driver writes to the device configuration space. `None` if that makes no sense there.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) -> Option<()> {
+        None
+    }
+
     /// The driver has set `DRIVER_OK` (§3.1.1): the device is live from here.
     fn activate(&mut self, activated: Activated);
 

@@ -135,8 +135,14 @@ impl MmioTransport {
         }
     }
 
-    /// A write to the register window: any offset, any size. No device has a writable configuration space.
+    /// A write to the register window: any offset, any size.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            if offset >= WINDOW_SIZE - CONFIG || self.device.write_config(offset, data).is_none() {
+                self.ignored_accesses += 1;
+            }
+            return;
+        }
         match (Register::at(offset), <[u8; 4]>::try_from(data)) {
             (Some(register), Ok(data)) => {
                 let value = u32::from_le_bytes(data);
@@ -215,8 +221,7 @@ impl MmioTransport {
             Register::ShmLenLow | Register::ShmLenHigh | Register::ShmBaseLow | Register::ShmBaseHigh => {
                 u32::MAX
             }
-            // No device changes its configuration.
-            Register::ConfigGeneration => 0,
+            Register::ConfigGeneration => self.device.config_generation(),
             Register::DeviceFeaturesSel
             | Register::DriverFeatures
             | Register::DriverFeaturesSel

@@ -12,6 +12,26 @@ use vm_memory::VolatileSlice;
 /// Pieces given to one system call.
 const IOVECS: usize = 64;
 
+/// Of memory, as the host's kernel gives it on this architecture.
+const PAGE: usize = 4096;
+
+/// What became of memory that was to be given back, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// The host has it.
+    pub bytes: u64,
+    /// It stays where it is: it was not a whole page, or the host did not want it.
+    pub refused: u64,
+}
+
+impl GivenBack {
+    /// Sums up.
+    pub fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+    }
+}
+
 /// A run of bytes in guest memory, checked to be inside it. A cheap, copyable view.
 #[derive(Clone, Copy, Debug)]
 pub struct Segments<'a, 'm> {
@@ -122,6 +142,25 @@ impl<'a, 'm> Segments<'a, 'm> {
             }
         }
         Ok(done)
+    }
+
+    /// Gives the whole pages of the run back to the host: they take up no memory until they are touched again. Anonymous
+    /// memory then reads as zeroes, that of a private mapping of a file as the file.
+    pub fn give_back(self) -> GivenBack {
+        let mut total = GivenBack::default();
+        for piece in self.pieces() {
+            let start = piece.ptr_guard_mut().as_ptr();
+            let skip = start.align_offset(PAGE);
+            let length = piece.len().saturating_sub(skip) / PAGE * PAGE;
+            // SAFETY: the pages lie inside a live mapping of guest memory ('m), whose content may change at any time
+            // anyway and which no Rust reference aliases. Their mapping stays.
+            let given = length > 0
+                && unsafe { libc::madvise(start.wrapping_add(skip).cast(), length, libc::MADV_DONTNEED) }
+                    == 0;
+            let bytes = if given { length as u64 } else { 0 };
+            total.add(GivenBack { bytes, refused: piece.len() as u64 - bytes });
+        }
+        total
     }
 
     fn iovecs(self) -> ([libc::iovec; IOVECS], i32) {
