@@ -45,6 +45,9 @@ pub enum Request {
     AddVsock(VsockConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
+    /// A virtio-pmem device: a file in the guest's physical memory, behind its RAM. After [`Request::Machine`].
+    /// Descriptors: the file.
+    AddPmem(PmemConfig),
     /// A virtio-balloon device. Memory that lies free in the guest goes back to the host from then on; the balloon itself
     /// is empty until [`Request::SetBalloon`].
     AddBalloon,
@@ -92,6 +95,19 @@ pub struct DiskConfig {
     /// How fast the guest may go.
     #[serde(default)]
     pub limits: RateLimits,
+}
+
+/// A file as memory, shared with all who map it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// 1 to 20 letters, digits, dots, dashes and underscores; unique among the VM's files.
+    pub name: String,
+    /// How much of the file the guest sees, in bytes; a multiple of 512. Zeroes follow up to a multiple of 2 MiB, which
+    /// the length must be if the guest may write.
+    pub length: u64,
+    /// Whether the guest may write. Writes to what is read-only go nowhere.
+    pub access: DiskAccess,
 }
 
 /// What becomes of blocks that the guest of a writable disk does not need any more.
@@ -352,6 +368,11 @@ mod tests {
                     one_time_burst: 7,
                 }),
             },
+        }));
+        round_trip(&Request::AddPmem(PmemConfig {
+            name: "layers".into(),
+            length: 4096,
+            access: DiskAccess::ReadOnly,
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
         for request in

@@ -2,7 +2,7 @@
 //!
 //! `boot HULL_VMM KERNEL INITRAMFS [VCPUS [MEMORY_MIB [KERNEL_ARGS]]]`
 //!
-//! A development tool: it does what a shim does, without devices except for entropy.
+//! A development tool: it does what a shim does, without devices except for entropy and a balloon.
 
 use std::error::Error;
 use std::fs::File;
@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), stdout.as_fd()];
     ask(&ours, &Request::Machine(config), &fds)?;
     ask(&ours, &Request::AddEntropy, &[])?;
+    ask(&ours, &Request::AddBalloon, &[])?;
     ask(&ours, &Request::Boot, &[])?;
     eprintln!("boot: running after {:?}", begin.elapsed());
     if let Some(seconds) = std::env::var_os("HULL_BOOT_STATS_AFTER") {

@@ -113,6 +113,7 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
         Request::AddDisk(config) => description.add_disk(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
+        Request::AddPmem(config) => description.add_pmem(&config, fds),
         Request::AddBalloon => no_descriptors(&fds).and_then(|()| description.add_balloon()),
         Request::Boot => match no_descriptors(&fds).and_then(|()| description.plan()) {
             Ok(plan) => return Step::Boot(plan),

@@ -27,6 +27,7 @@ use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::BalloonControl;
+use crate::virtio::pmem::FileRegion;
 
 /// A machine without its devices.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub struct Plan {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// What inflates the balloon, if one is among the devices.
     pub balloon: Option<BalloonControl>,
+    /// Files that are in its memory.
+    pub files: Vec<FileRegion>,
 }
 
 /// Why a VM cannot be built.
@@ -106,10 +109,10 @@ pub struct Machine {
 impl Machine {
     /// Builds the VM and lets its vCPUs run. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices, balloon } = plan;
+        let Plan { board, devices, balloon, files } = plan;
         let ram = board.ram;
         let memory = memory::allocate(board.ram)?;
-        let vm = Vm::new(&board.kvm, &memory)?;
+        let vm = Vm::new(&board.kvm, &memory, files)?;
         let vcpus = (0..board.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let entry = load(&memory, &board, devices.len())?;
         prepare(&board, &vcpus, &memory, entry)?;

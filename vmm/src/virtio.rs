@@ -12,6 +12,7 @@ pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
 pub mod pinned;
+pub mod pmem;
 pub mod queue;
 pub mod segments;
 #[cfg(test)]

@@ -128,6 +128,7 @@ fn main() {
             }
             Request::AddEntropy
             | Request::AddBalloon
+            | Request::AddPmem(_)
             | Request::SetBalloon { .. }
             | Request::Stats
             | Request::Stop => {}

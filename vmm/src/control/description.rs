@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, VsockConfig};
+use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, PmemConfig, VsockConfig};
 
 use super::{invalid, wrong_state};
 use crate::boot::cmdline::KernelArgs;
@@ -11,12 +11,14 @@ use crate::console::log_file::LogFile;
 use crate::devices;
 use crate::error::chain;
 use crate::kvm::Kvm;
-use crate::layout::RamSize;
+use crate::layout::{Beyond, RamSize};
 use crate::machine::{Board, Plan};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
+use crate::virtio::pmem::mapping::ALIGNMENT;
+use crate::virtio::pmem::{FileRegion, Pmem};
 use crate::virtio::vsock::Vsock;
 
 /// The most vCPUs of a VM.
@@ -26,6 +28,9 @@ pub const VCPUS_MAX: u8 = 32;
 #[derive(Default)]
 pub struct Description {
     board: Option<Board>,
+    /// Address space for what comes behind RAM.
+    beyond: Option<Beyond>,
+    files: Vec<FileRegion>,
     devices: Vec<Box<dyn VirtioDevice>>,
     balloon: Option<BalloonControl>,
 }
@@ -53,6 +58,7 @@ impl Description {
         let kvm_failure = |error| Failure { code: FailureCode::Kvm, message: chain(&error) };
         let kvm = Kvm::new(kvm).map_err(kvm_failure)?;
         kvm.check_vcpus(config.vcpus).map_err(kvm_failure)?;
+        self.beyond = Some(ram.beyond());
         self.board = Some(Board {
             kvm,
             kernel: File::from(kernel),
@@ -84,6 +90,26 @@ impl Description {
         self.add(Entropy::new())
     }
 
+    /// A file as memory. Descriptors: the file.
+    pub fn add_pmem(&mut self, config: &PmemConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let beyond = self.beyond.as_mut().ok_or_else(|| wrong_state("describe the machine first"))?;
+        let count = fds.len();
+        let Ok([file]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Err(invalid(format!("a file as memory takes 1 file descriptor, but came with {count}")));
+        };
+        let start = beyond
+            .clone()
+            .take(config.length.saturating_add(ALIGNMENT), ALIGNMENT)
+            .ok_or_else(|| invalid(format!("{} bytes are more than there are addresses", config.length)))?;
+        let (device, region) = Pmem::new(config, file, start).map_err(|error| invalid(chain(&error)))?;
+        self.add(device)?;
+        if let Some(beyond) = &mut self.beyond {
+            beyond.take(region.mapping.length(), ALIGNMENT);
+        }
+        self.files.push(region);
+        Ok(())
+    }
+
     /// A balloon.
     pub fn add_balloon(&mut self) -> Result<(), Failure> {
         let (balloon, control) = Balloon::new()
@@ -96,7 +122,12 @@ impl Description {
     /// What is to be booted. The description is empty afterwards.
     pub fn plan(&mut self) -> Result<Plan, Failure> {
         let board = self.board.take().ok_or_else(|| wrong_state("there is no machine to boot"))?;
-        Ok(Plan { board, devices: std::mem::take(&mut self.devices), balloon: self.balloon.take() })
+        Ok(Plan {
+            board,
+            devices: std::mem::take(&mut self.devices),
+            balloon: self.balloon.take(),
+            files: std::mem::take(&mut self.files),
+        })
     }
 
     fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), Failure> {

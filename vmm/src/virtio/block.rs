@@ -18,10 +18,10 @@ use super::segments::Segments;
 use crate::rate_limiter::{Clock, Throttle};
 
 mod disk;
-mod engine;
+pub(super) mod engine;
 mod erase;
-mod extents;
-mod in_flight;
+pub(super) mod extents;
+pub(super) mod in_flight;
 mod request;
 #[cfg(test)]
 mod tests;
