@@ -48,6 +48,18 @@ pub enum Request {
     /// A virtio-pmem device: a file in the guest's physical memory, behind its RAM. After [`Request::Machine`].
     /// Descriptors: the file.
     AddPmem(PmemConfig),
+    /// A virtio-mem device: memory that can be added while the VM runs. After [`Request::Machine`]. Nothing of it is
+    /// there, or costs anything, until [`Request::SetHotplugMemory`].
+    AddHotplugMemory {
+        /// The most that can be added, a multiple of 128.
+        mib: u32,
+    },
+    /// While the VM runs: asks the guest to have so much memory besides what it has booted with. Answered at once; the
+    /// guest does it in its own time, and gives back what it can do without.
+    SetHotplugMemory {
+        /// Not more than the device has.
+        mib: u32,
+    },
     /// A virtio-balloon device. Memory that lies free in the guest goes back to the host from then on; the balloon itself
     /// is empty until [`Request::SetBalloon`].
     AddBalloon,
@@ -290,6 +302,9 @@ pub struct VmStats {
     /// Requests by device that failed because the host did: an I/O error, a full disk.
     #[serde(default)]
     pub host_errors: BTreeMap<String, u64>,
+    /// The memory that can be added, if there is any.
+    #[serde(default)]
+    pub hotplug: Option<HotplugStats>,
     /// The balloon, if there is one.
     #[serde(default)]
     pub balloon: Option<Box<BalloonStats>>,
@@ -297,6 +312,17 @@ pub struct VmStats {
     pub console_bytes: u64,
     /// Microseconds from the monitor's `main` to the end of its set-up, the first entry into the guest.
     pub start_to_first_entry_us: u64,
+}
+
+/// Memory that is added and taken away while the VM runs, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotplugStats {
+    /// The most that can be there.
+    pub most_bytes: u64,
+    /// How much the guest was asked to have.
+    pub requested_bytes: u64,
+    /// How much it has.
+    pub plugged_bytes: u64,
 }
 
 /// Memory that went back to the host.
@@ -375,6 +401,9 @@ mod tests {
             access: DiskAccess::ReadOnly,
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
+        for request in [Request::AddHotplugMemory { mib: 128 }, Request::SetHotplugMemory { mib: 7 }] {
+            round_trip(&request);
+        }
         for request in
             [Request::AddEntropy, Request::AddBalloon, Request::SetBalloon { mib: 7 }, Request::Boot]
         {
@@ -385,7 +414,11 @@ mod tests {
         }
         round_trip(&Message::Exited(ExitReason::GuestPanic { message: "VFS: no root".into() }));
         round_trip(&Message::Failed(Failure { code: FailureCode::Kvm, message: "no".into() }));
-        round_trip(&Message::Stats(VmStats { balloon: Some(Box::default()), ..VmStats::default() }));
+        round_trip(&Message::Stats(VmStats {
+            hotplug: Some(HotplugStats::default()),
+            balloon: Some(Box::default()),
+            ..VmStats::default()
+        }));
     }
 
     #[test]

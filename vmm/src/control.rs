@@ -113,6 +113,9 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
         Request::AddDisk(config) => description.add_disk(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
+        Request::AddHotplugMemory { mib } => {
+            no_descriptors(&fds).and_then(|()| description.add_hotplug_memory(mib))
+        }
         Request::AddPmem(config) => description.add_pmem(&config, fds),
         Request::AddBalloon => no_descriptors(&fds).and_then(|()| description.add_balloon()),
         Request::Boot => match no_descriptors(&fds).and_then(|()| description.plan()) {
@@ -120,7 +123,9 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
             Err(failure) => Err(failure),
         },
         Request::Hello { .. } => Err(wrong_state("hello was said already")),
-        Request::Stats | Request::SetBalloon { .. } => Err(wrong_state("the VM does not run yet")),
+        Request::Stats | Request::SetBalloon { .. } | Request::SetHotplugMemory { .. } => {
+            Err(wrong_state("the VM does not run yet"))
+        }
         Request::Stop => no_descriptors(&fds),
     };
     let message = result.map_or_else(Message::Failed, |()| Message::Done);
@@ -150,6 +155,10 @@ fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitRea
                 set_balloon(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
                 ControlFlow::Continue(()),
             ),
+            (Ok(()), Request::SetHotplugMemory { mib }) => (
+                set_hotplug_memory(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
+                ControlFlow::Continue(()),
+            ),
             (Ok(()), Request::Stop) => (Message::Done, ControlFlow::Break(ExitReason::Stopped)),
             (Ok(()), _) => (Message::Failed(wrong_state("the VM runs already")), ControlFlow::Continue(())),
         },
@@ -170,6 +179,16 @@ fn set_balloon(machine: &Machine, mib: u32) -> Result<(), Failure> {
         return Err(invalid(format!("a balloon of {mib} MiB leaves nothing of the VM's {most} MiB")));
     }
     balloon.set_target(mib);
+    Ok(())
+}
+
+fn set_hotplug_memory(machine: &Machine, mib: u32) -> Result<(), Failure> {
+    let memory = machine.hotplug().ok_or_else(|| wrong_state("the VM has no memory to plug"))?;
+    let most = memory.most_mib();
+    if u64::from(mib) > most {
+        return Err(invalid(format!("{mib} MiB are more than the {most} MiB that can be plugged")));
+    }
+    memory.request(mib);
     Ok(())
 }
 

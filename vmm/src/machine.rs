@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -27,6 +28,7 @@ use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::BalloonControl;
+use crate::virtio::mem::MemControl;
 use crate::virtio::pmem::FileRegion;
 
 /// A machine without its devices.
@@ -56,6 +58,8 @@ pub struct Plan {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// What inflates the balloon, if one is among the devices.
     pub balloon: Option<BalloonControl>,
+    /// The memory that can be plugged, and what says how much of it should be.
+    pub hotplug: Option<(Range<u64>, MemControl)>,
     /// Files that are in its memory.
     pub files: Vec<FileRegion>,
 }
@@ -101,6 +105,7 @@ pub struct Machine {
     shared: Arc<Shared>,
     devices: Arc<Devices>,
     balloon: Option<BalloonControl>,
+    hotplug: Option<MemControl>,
     ram: RamSize,
     /// Dropped after the threads that use it are gone.
     _vm: Vm,
@@ -109,9 +114,10 @@ pub struct Machine {
 impl Machine {
     /// Builds the VM and lets its vCPUs run. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices, balloon, files } = plan;
+        let Plan { board, devices, balloon, hotplug, files } = plan;
+        let (region, hotplug) = hotplug.unzip();
         let ram = board.ram;
-        let memory = memory::allocate(board.ram)?;
+        let memory = memory::allocate(board.ram, region)?;
         let vm = Vm::new(&board.kvm, &memory, files)?;
         let vcpus = (0..board.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let entry = load(&memory, &board, devices.len())?;
@@ -131,7 +137,7 @@ impl Machine {
         });
         kick::install().map_err(BootError::Signal)?;
         let mut machine =
-            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, ram, _vm: vm };
+            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, hotplug, ram, _vm: vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -159,6 +165,11 @@ impl Machine {
         self.balloon.as_ref()
     }
 
+    /// What says how much memory should be plugged, if any can be.
+    pub fn hotplug(&self) -> Option<&MemControl> {
+        self.hotplug.as_ref()
+    }
+
     /// Its memory.
     pub fn ram(&self) -> RamSize {
         self.ram
@@ -168,6 +179,7 @@ impl Machine {
     pub fn stats(&self) -> VmStats {
         let mut stats = VmStats {
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
+            hotplug: self.hotplug.as_ref().map(MemControl::stats),
             balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
             console_bytes: self.shared.bus.console().bytes(),
             start_to_first_entry_us: self.shared.first_entry_us.load(Ordering::Relaxed),

@@ -10,10 +10,12 @@ pub mod chain;
 pub mod device;
 pub mod entropy;
 pub mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod pinned;
 pub mod pmem;
 pub mod queue;
+pub mod reclaim;
 pub mod segments;
 #[cfg(test)]
 mod testing;

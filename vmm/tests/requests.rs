@@ -180,6 +180,32 @@ fn a_balloon_is_set_while_the_vm_runs() {
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 }
 
+#[test]
+fn memory_to_plug_is_described_before_and_asked_for_while_the_vm_runs() {
+    let kernel = Code::new().halt().kernel();
+    let vmm = Vmm::greeted();
+    vmm.refused(&Request::AddHotplugMemory { mib: 128 }, &[], WrongState);
+    vmm.describe(machine(1), &kernel, b"initramfs");
+    for mib in [0, 1, 127, 129, 1 << 31] {
+        vmm.refused(&Request::AddHotplugMemory { mib }, &[], InvalidRequest);
+    }
+    vmm.done(&Request::AddHotplugMemory { mib: 1 << 18 }, &[]);
+    vmm.refused(&Request::AddHotplugMemory { mib: 128 }, &[], WrongState);
+    vmm.refused(&Request::SetHotplugMemory { mib: 1 }, &[], WrongState);
+    vmm.done(&Request::Boot, &[]);
+    vmm.refused(&Request::SetHotplugMemory { mib: (1 << 18) + 1 }, &[], InvalidRequest);
+    vmm.done(&Request::SetHotplugMemory { mib: 3 }, &[]);
+    let stats = vmm.stats().hotplug.unwrap();
+    assert_eq!((stats.most_bytes, stats.requested_bytes, stats.plugged_bytes), (1 << 38, 4 << 20, 0));
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+
+    let vmm = Vmm::boot(machine(1), &kernel);
+    vmm.refused(&Request::SetHotplugMemory { mib: 1 }, &[], WrongState);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+}
+
 /// The message of a boot that fails because of its kernel or initramfs.
 fn boot_fails(config: MachineConfig, kernel: &[u8], initramfs: &[u8], code: FailureCode) -> String {
     let vmm = Vmm::greeted();

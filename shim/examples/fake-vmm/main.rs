@@ -128,6 +128,8 @@ fn main() {
             }
             Request::AddEntropy
             | Request::AddBalloon
+            | Request::AddHotplugMemory { .. }
+            | Request::SetHotplugMemory { .. }
             | Request::AddPmem(_)
             | Request::SetBalloon { .. }
             | Request::Stats

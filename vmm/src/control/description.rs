@@ -1,6 +1,7 @@
 //! A VM while it is being described: every part is checked when it comes.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, PmemConfig, VsockConfig};
@@ -17,6 +18,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
+use crate::virtio::mem::{Mem, MemControl, REGION_ALIGNMENT};
 use crate::virtio::pmem::mapping::ALIGNMENT;
 use crate::virtio::pmem::{FileRegion, Pmem};
 use crate::virtio::vsock::Vsock;
@@ -31,6 +33,7 @@ pub struct Description {
     /// Address space for what comes behind RAM.
     beyond: Option<Beyond>,
     files: Vec<FileRegion>,
+    hotplug: Option<(Range<u64>, MemControl)>,
     devices: Vec<Box<dyn VirtioDevice>>,
     balloon: Option<BalloonControl>,
 }
@@ -110,6 +113,27 @@ impl Description {
         Ok(())
     }
 
+    /// Memory that can be plugged.
+    pub fn add_hotplug_memory(&mut self, mib: u32) -> Result<(), Failure> {
+        let beyond = self.beyond.as_ref().ok_or_else(|| wrong_state("describe the machine first"))?;
+        let bytes = u64::from(mib) << 20;
+        if bytes == 0 || !bytes.is_multiple_of(REGION_ALIGNMENT) {
+            let unit = REGION_ALIGNMENT >> 20;
+            return Err(invalid(format!("{mib} MiB of memory to plug are not a multiple of {unit}")));
+        }
+        let mut left = beyond.clone();
+        let start = left
+            .take(bytes, REGION_ALIGNMENT)
+            .ok_or_else(|| invalid(format!("{mib} MiB are more than there are addresses")))?;
+        let region = start..start + bytes;
+        let (device, control) = Mem::new(&region)
+            .map_err(|error| Failure { code: FailureCode::Resources, message: chain(&error) })?;
+        self.add(device)?;
+        self.beyond = Some(left);
+        self.hotplug = Some((region, control));
+        Ok(())
+    }
+
     /// A balloon.
     pub fn add_balloon(&mut self) -> Result<(), Failure> {
         let (balloon, control) = Balloon::new()
@@ -126,6 +150,7 @@ impl Description {
             board,
             devices: std::mem::take(&mut self.devices),
             balloon: self.balloon.take(),
+            hotplug: self.hotplug.take(),
             files: std::mem::take(&mut self.files),
         })
     }

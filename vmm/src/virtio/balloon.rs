@@ -14,6 +14,7 @@ use super::chain::Chain;
 use super::device::{Activated, DeviceError, VirtioDevice};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::{Handled, RunningQueue};
+use super::reclaim::give_back;
 
 mod control;
 mod pages;
@@ -23,7 +24,7 @@ mod tests;
 
 pub use control::BalloonControl;
 use control::Shared;
-use pages::{give_back, page_numbers, ranges};
+use pages::{page_numbers, ranges};
 
 /// Virtio device id (§5.5.1).
 const DEVICE_TYPE: u32 = 5;

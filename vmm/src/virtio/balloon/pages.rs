@@ -1,11 +1,8 @@
-//! From the page numbers of an inflate request to ranges of guest memory, and from those back to the host.
+//! From the page numbers of an inflate request to ranges of guest memory.
 
 use std::ops::Range;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
-
-use crate::memory::GuestMemory;
-use crate::virtio::segments::{GivenBack, Segments};
+use crate::virtio::segments::Segments;
 
 /// Of the balloon's pages, whatever pages the guest uses itself (§5.5.6).
 pub const PAGE_SIZE: u64 = 4096;
@@ -33,25 +30,6 @@ pub fn ranges(mut pages: Vec<u32>) -> Vec<Range<u64>> {
         }
     }
     ranges
-}
-
-/// Gives back what of a range is guest memory.
-pub fn give_back(memory: &GuestMemory, range: &Range<u64>) -> GivenBack {
-    let mut total = GivenBack::default();
-    for region in memory.iter() {
-        let base = region.start_addr().0;
-        let start = range.start.max(base);
-        let Some(length) = range.end.min(base.saturating_add(region.len())).checked_sub(start) else {
-            continue;
-        };
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if let Ok(slice) = region.get_slice(MemoryRegionAddress(start - base), length) {
-            total.add(Segments::new(&[slice]).give_back());
-        }
-    }
-    // What is in no region, or was not whole pages of one.
-    total.refused = (range.end - range.start).saturating_sub(total.bytes);
-    total
 }
 
 #[cfg(test)]
