@@ -6,6 +6,7 @@
 //! When the shim's end closes, the monitor ends the VM and itself.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,30 @@ pub enum Request {
     AddVsock(VsockConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
+    /// A virtio-pmem device: a file in the guest's physical memory, behind its RAM. After [`Request::Machine`].
+    /// Descriptors: the file.
+    AddPmem(PmemConfig),
+    /// A virtio-mem device: memory that can be added while the VM runs. After [`Request::Machine`]. Nothing of it is
+    /// there, or costs anything, until [`Request::SetHotplugMemory`].
+    AddHotplugMemory {
+        /// The most that can be added, a multiple of 128.
+        mib: u32,
+    },
+    /// While the VM runs: asks the guest to have so much memory besides what it has booted with. Answered at once; the
+    /// guest does it in its own time, and gives back what it can do without.
+    SetHotplugMemory {
+        /// Not more than the device has.
+        mib: u32,
+    },
+    /// A virtio-balloon device. Memory that lies free in the guest goes back to the host from then on; the balloon itself
+    /// is empty until [`Request::SetBalloon`].
+    AddBalloon,
+    /// While the VM runs: asks the guest to give up so much memory, or to take back what is more. Answered at once; the
+    /// guest does it in its own time, as far as it can.
+    SetBalloon {
+        /// The size of the balloon, less than the VM's memory.
+        mib: u32,
+    },
     /// Builds the VM and lets its vCPUs run. When that fails the description is used up: only [`Request::Stop`] is left.
     Boot,
     /// Counters since the start.
@@ -111,6 +136,59 @@ pub struct DiskConfig {
     pub access: DiskAccess,
     /// The pieces in order. Descriptor `i` of the message belongs to extent `i`.
     pub extents: Vec<DiskExtent>,
+    /// Whether the guest may give blocks back.
+    #[serde(default)]
+    pub discard: DiskDiscard,
+    /// How fast the guest may go.
+    #[serde(default)]
+    pub limits: RateLimits,
+}
+
+/// A file as memory, shared with all who map it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// 1 to 20 letters, digits, dots, dashes and underscores; unique among the VM's files.
+    pub name: String,
+    /// How much of the file the guest sees, in bytes; a multiple of 512. Zeroes follow up to a multiple of 2 MiB, which
+    /// the length must be if the guest may write.
+    pub length: u64,
+    /// Whether the guest may write. Writes to what is read-only go nowhere.
+    pub access: DiskAccess,
+}
+
+/// What becomes of blocks that the guest of a writable disk does not need any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskDiscard {
+    /// They go back to the host, as holes in the file.
+    #[default]
+    On,
+    /// They stay: the guest is not offered to discard.
+    Off,
+}
+
+/// Limits of one device. What is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Of payload, a token a byte.
+    pub bandwidth: Option<TokenBucket>,
+    /// Of requests or packets, a token each.
+    pub operations: Option<TokenBucket>,
+}
+
+/// A bucket that is full at first and filled at a constant rate. Who finds too little in it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBucket {
+    /// The most it holds, in tokens.
+    pub size: NonZeroU64,
+    /// How long it takes to fill from empty, in milliseconds.
+    pub refill_ms: NonZeroU32,
+    /// Tokens on top that are there once and are used first.
+    #[serde(default)]
+    pub one_time_burst: u64,
 }
 
 /// Who may write to a disk.
@@ -258,10 +336,68 @@ pub struct VmStats {
     pub notifications: BTreeMap<String, u64>,
     /// Interrupts raised by device.
     pub interrupts: BTreeMap<String, u64>,
+    /// Requests by device that failed because the host did: an I/O error, a full disk.
+    #[serde(default)]
+    pub host_errors: BTreeMap<String, u64>,
+    /// The memory that can be added, if there is any.
+    #[serde(default)]
+    pub hotplug: Option<HotplugStats>,
+    /// The balloon, if there is one.
+    #[serde(default)]
+    pub balloon: Option<Box<BalloonStats>>,
     /// Bytes the guest wrote to its console.
     pub console_bytes: u64,
     /// Microseconds from the monitor's `main` to the end of its set-up, the first entry into the guest.
     pub start_to_first_entry_us: u64,
+}
+
+/// Memory that is added and taken away while the VM runs, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotplugStats {
+    /// The most that can be there.
+    pub most_bytes: u64,
+    /// How much the guest was asked to have.
+    pub requested_bytes: u64,
+    /// How much it has.
+    pub plugged_bytes: u64,
+}
+
+/// Memory that went back to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStats {
+    /// How large the balloon is to be.
+    pub target_mib: u32,
+    /// How large it is, by the guest's own word.
+    pub actual_mib: u32,
+    /// Bytes given back by inflating the balloon, since the start.
+    pub ballooned_bytes: u64,
+    /// Bytes given back because the guest reported them as free, since the start.
+    pub reported_bytes: u64,
+    /// Bytes that the guest named without having them, or that the host did not take.
+    pub refused_bytes: u64,
+    /// What the guest says about its memory; untrusted, and as of the last time that anybody asked.
+    pub guest: GuestMemoryStats,
+}
+
+/// A guest's own figures. What it did not say is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemoryStats {
+    /// Not used for anything.
+    pub free_bytes: Option<u64>,
+    /// All of it.
+    pub total_bytes: Option<u64>,
+    /// What a new program could have without swapping.
+    pub available_bytes: Option<u64>,
+    /// Of files, and easily freed.
+    pub cache_bytes: Option<u64>,
+    /// Page faults that needed I/O.
+    pub major_faults: Option<u64>,
+    /// Page faults that did not.
+    pub minor_faults: Option<u64>,
+    /// Read from swap.
+    pub swapped_in_bytes: Option<u64>,
+    /// Written to swap.
+    pub swapped_out_bytes: Option<u64>,
 }
 
 #[cfg(test)]
@@ -289,14 +425,50 @@ mod tests {
             serial: "rootfs".into(),
             access: DiskAccess::ReadOnly,
             extents: vec![DiskExtent { offset: 0, length: 4096 }],
+            discard: DiskDiscard::Off,
+            limits: RateLimits {
+                bandwidth: None,
+                operations: Some(TokenBucket {
+                    size: NonZeroU64::MAX,
+                    refill_ms: NonZeroU32::MIN,
+                    one_time_burst: 7,
+                }),
+            },
+        }));
+        round_trip(&Request::AddPmem(PmemConfig {
+            name: "layers".into(),
+            length: 4096,
+            access: DiskAccess::ReadOnly,
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
-        for request in [Request::AddEntropy, Request::Boot, Request::Stats, Request::Stop] {
+        for request in [Request::AddHotplugMemory { mib: 128 }, Request::SetHotplugMemory { mib: 7 }] {
+            round_trip(&request);
+        }
+        for request in
+            [Request::AddEntropy, Request::AddBalloon, Request::SetBalloon { mib: 7 }, Request::Boot]
+        {
+            round_trip(&request);
+        }
+        for request in [Request::Stats, Request::Stop] {
             round_trip(&request);
         }
         round_trip(&Message::Exited(ExitReason::GuestPanic { message: "VFS: no root".into() }));
         round_trip(&Message::Failed(Failure { code: FailureCode::Kvm, message: "no".into() }));
-        round_trip(&Message::Stats(VmStats::default()));
+        round_trip(&Message::Stats(VmStats {
+            hotplug: Some(HotplugStats::default()),
+            balloon: Some(Box::default()),
+            ..VmStats::default()
+        }));
+    }
+
+    #[test]
+    fn what_a_disk_leaves_out_is_not_limited() {
+        let disk: DiskConfig =
+            serde_json::from_str(r#"{"serial":"a","access":"read_write","extents":[]}"#).unwrap();
+        assert_eq!((disk.discard, disk.limits), (DiskDiscard::On, RateLimits::default()));
+        for bucket in [r#"{"size":0,"refill_ms":1}"#, r#"{"size":1,"refill_ms":0}"#, r#"{"size":1}"#] {
+            assert!(serde_json::from_str::<TokenBucket>(bucket).is_err(), "{bucket}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! `boot HULL_VMM KERNEL INITRAMFS [VCPUS [MEMORY_MIB [KERNEL_ARGS]]]`
 //!
-//! A development tool: it does what a shim does, without devices except for entropy.
+//! `HULL_BOOT_HOTPLUG_MIB` plugs so much memory once it runs; `HULL_BOOT_STATS_AFTER` shows counters after so many seconds.
+//!
+//! A development tool: it does what a shim does, without devices except for entropy and a balloon.
 
 use std::error::Error;
 use std::fs::File;
@@ -40,7 +42,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let fds = [kvm.as_fd(), kernel.as_fd(), initramfs.as_fd(), stdout.as_fd()];
     ask(&ours, &Request::Machine(config), &fds)?;
     ask(&ours, &Request::AddEntropy, &[])?;
+    ask(&ours, &Request::AddBalloon, &[])?;
+    let hotplug = std::env::var("HULL_BOOT_HOTPLUG_MIB").ok().map(|mib| mib.parse()).transpose()?;
+    if let Some(mib) = hotplug {
+        ask(&ours, &Request::AddHotplugMemory { mib }, &[])?;
+    }
     ask(&ours, &Request::Boot, &[])?;
+    if let Some(mib) = hotplug {
+        ask(&ours, &Request::SetHotplugMemory { mib }, &[])?;
+    }
     eprintln!("boot: running after {:?}", begin.elapsed());
     if let Some(seconds) = std::env::var_os("HULL_BOOT_STATS_AFTER") {
         std::thread::sleep(Duration::from_secs_f64(seconds.to_string_lossy().parse()?));

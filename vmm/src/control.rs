@@ -137,13 +137,20 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
         Request::AddDisk(config) => description.add_disk(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
+        Request::AddHotplugMemory { mib } => {
+            no_descriptors(&fds).and_then(|()| description.add_hotplug_memory(mib))
+        }
+        Request::AddPmem(config) => description.add_pmem(&config, fds),
+        Request::AddBalloon => no_descriptors(&fds).and_then(|()| description.add_balloon()),
         Request::Boot => match no_descriptors(&fds).and_then(|()| description.plan()) {
             Ok(plan) => return Step::Boot(plan),
             Err(failure) => Err(failure),
         },
         Request::Hello { .. } => Err(wrong_state("hello was said already")),
         Request::Jail(_) => Err(wrong_state("the jail is closed already")),
-        Request::Stats => Err(wrong_state("the VM does not run yet")),
+        Request::Stats | Request::SetBalloon { .. } | Request::SetHotplugMemory { .. } => {
+            Err(wrong_state("the VM does not run yet"))
+        }
         Request::Stop => no_descriptors(&fds),
     };
     let message = result.map_or_else(Message::Failed, |()| Message::Done);
@@ -169,6 +176,14 @@ fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitRea
         Ok(Ok(Received { message, fds })) => match (no_descriptors(&fds), message) {
             (Err(failure), _) => (Message::Failed(failure), ControlFlow::Continue(())),
             (Ok(()), Request::Stats) => (Message::Stats(machine.stats()), ControlFlow::Continue(())),
+            (Ok(()), Request::SetBalloon { mib }) => (
+                set_balloon(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
+                ControlFlow::Continue(()),
+            ),
+            (Ok(()), Request::SetHotplugMemory { mib }) => (
+                set_hotplug_memory(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
+                ControlFlow::Continue(()),
+            ),
             (Ok(()), Request::Stop) => (Message::Done, ControlFlow::Break(ExitReason::Stopped)),
             (Ok(()), _) => (Message::Failed(wrong_state("the VM runs already")), ControlFlow::Continue(())),
         },
@@ -180,6 +195,26 @@ fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitRea
         Ok(()) => then,
         Err(closed) => ControlFlow::Break(reason_of(closed)),
     }
+}
+
+fn set_balloon(machine: &Machine, mib: u32) -> Result<(), Failure> {
+    let balloon = machine.balloon().ok_or_else(|| wrong_state("the VM has no balloon"))?;
+    let most = machine.ram().bytes() >> 20;
+    if u64::from(mib) >= most {
+        return Err(invalid(format!("a balloon of {mib} MiB leaves nothing of the VM's {most} MiB")));
+    }
+    balloon.set_target(mib);
+    Ok(())
+}
+
+fn set_hotplug_memory(machine: &Machine, mib: u32) -> Result<(), Failure> {
+    let memory = machine.hotplug().ok_or_else(|| wrong_state("the VM has no memory to plug"))?;
+    let most = memory.most_mib();
+    if u64::from(mib) > most {
+        return Err(invalid(format!("{mib} MiB are more than the {most} MiB that can be plugged")));
+    }
+    memory.request(mib);
+    Ok(())
 }
 
 fn reason_of(closed: Closed) -> ExitReason {

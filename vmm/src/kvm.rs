@@ -7,13 +7,17 @@ mod msr;
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use hull_protocol::vmm::DiskAccess;
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::layout;
 use crate::memory::GuestMemory;
+use crate::virtio::pmem::FileRegion;
 
 /// Why KVM cannot do what is needed.
 #[derive(Debug, thiserror::Error)]
@@ -98,11 +102,12 @@ pub struct Vm {
     fd: VmFd,
     /// What the slots refer to: it must stay mapped as long as the VM exists.
     _memory: GuestMemory,
+    _files: Vec<FileRegion>,
 }
 
 impl Vm {
-    /// A VM whose physical memory is `memory`, with in-kernel PIC, I/O APIC and local APICs and without a PIT.
-    pub fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Self, KvmError> {
+    /// A VM whose physical memory is `memory` and the `files`, with in-kernel PIC, I/O APIC and local APICs and without a PIT.
+    pub fn new(kvm: &Kvm, memory: &GuestMemory, files: Vec<FileRegion>) -> Result<Self, KvmError> {
         let fd = kvm.system.create_vm().map_err(asked("create a VM"))?;
         fd.set_identity_map_address(layout::IDENTITY_MAP).map_err(asked("place its identity map"))?;
         let tss = usize::try_from(layout::TSS).unwrap_or(usize::MAX);
@@ -114,22 +119,38 @@ impl Vm {
                 "the host's KVM (before Linux 5.10) cannot keep a guest from model specific registers"
             );
         }
-        for (slot, region) in (0..).zip(memory.iter()) {
+        let ram = memory.iter().map(|region| {
             let address = memory
                 .get_host_address(region.start_addr())
                 .map_err(|_| asked("add guest memory")(kvm_ioctls::Error::new(libc::EFAULT)))?;
-            let slot = kvm_userspace_memory_region {
-                slot,
+            Ok(kvm_userspace_memory_region {
+                slot: 0,
                 flags: 0,
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
                 userspace_addr: address as u64,
-            };
-            // SAFETY: the region is mapped for its whole length, and the VM keeps it so by owning `_memory`.
-            unsafe { fd.set_user_memory_region(slot) }.map_err(asked("add guest memory"))?;
+            })
+        });
+        let mapped = files.iter().map(|FileRegion { start, mapping }| {
+            Ok(kvm_userspace_memory_region {
+                slot: 0,
+                flags: match mapping.access() {
+                    DiskAccess::ReadOnly => KVM_MEM_READONLY,
+                    DiskAccess::ReadWrite => 0,
+                },
+                guest_phys_addr: *start,
+                memory_size: mapping.length(),
+                userspace_addr: mapping.address(),
+            })
+        });
+        for (slot, region) in (0..).zip(ram.chain(mapped)) {
+            let region = kvm_userspace_memory_region { slot, ..region? };
+            // SAFETY: the region is mapped for its whole length, and the VM keeps it so by owning `_memory` and
+            // `_files`.
+            unsafe { fd.set_user_memory_region(region) }.map_err(asked("add guest memory"))?;
         }
         fd.create_irq_chip().map_err(asked("create the interrupt chips"))?;
-        Ok(Self { fd, _memory: memory.clone() })
+        Ok(Self { fd, _memory: memory.clone(), _files: files })
     }
 
     /// Creates a vCPU with the given APIC id.

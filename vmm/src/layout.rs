@@ -8,7 +8,7 @@
 //! 0x0009_fc00  MP table                     reserved up to 1 MiB
 //! 0x0010_0000  kernel ... initramfs         RAM up to 3 GiB
 //! 0xc000_0000  gap: virtio-mmio windows at 0xd000_0000, IOAPIC, local APIC, KVM's own pages
-//! 0x1_0000_0000                             the rest of RAM
+//! 0x1_0000_0000                             the rest of RAM, then regions that are no RAM at boot
 //! ```
 
 use std::ops::Range;
@@ -85,6 +85,11 @@ impl RamSize {
         self.0.min(GAP.start)
     }
 
+    /// The address space behind RAM and the gap.
+    pub fn beyond(self) -> Beyond {
+        Beyond(self.ranges().iter().map(|range| range.end).fold(GAP.end, u64::max))
+    }
+
     /// The memory map that the kernel is told. It covers all RAM.
     pub fn memmap(self) -> Vec<hvm_memmap_table_entry> {
         let entry = |range: Range<u64>, type_| hvm_memmap_table_entry {
@@ -100,6 +105,23 @@ impl RamSize {
         ];
         map.extend(self.ranges().into_iter().skip(1).map(|range| entry(range, MEMMAP_RAM)));
         map
+    }
+}
+
+/// Gives out address space that no RAM lies in, in ascending order.
+#[derive(Clone, Debug)]
+pub struct Beyond(u64);
+
+impl Beyond {
+    /// Addresses of more bits are beyond what processors of servers can have.
+    const END: u64 = 1 << 46;
+
+    /// The next so many bytes at a multiple of `alignment`, a power of two. `None` if there are not that many.
+    pub fn take(&mut self, bytes: u64, alignment: u64) -> Option<u64> {
+        let start = self.0.checked_next_multiple_of(alignment)?;
+        let end = start.checked_add(bytes).filter(|end| *end <= Self::END)?;
+        self.0 = end;
+        Some(start)
     }
 }
 
@@ -137,6 +159,24 @@ mod tests {
                 prop_assert!(entry.size > 0);
                 prop_assert!(ranges.iter().any(|range| range.start <= entry.addr && entry.addr + entry.size <= range.end));
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_beyond_overlaps_nothing(size in sizes(), wanted in prop::collection::vec((1..1_u64 << 44, 12..31_u32), 1..6)) {
+            let mut beyond = size.beyond();
+            let mut free = size.ranges().iter().map(|range| range.end).fold(GAP.end, u64::max);
+            for (bytes, shift) in wanted {
+                let Some(start) = beyond.take(bytes, 1 << shift) else {
+                    prop_assert!(free + bytes + (1 << shift) > 1 << 46);
+                    continue;
+                };
+                prop_assert!(start >= free && start.is_multiple_of(1 << shift));
+                free = start + bytes;
+                prop_assert!(free <= 1 << 46);
+            }
+            prop_assert_eq!(beyond.take(u64::MAX, 4096), None);
         }
     }
 

@@ -20,5 +20,6 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod rate_limiter;
 pub mod vcpu;
 pub mod virtio;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -28,6 +29,9 @@ use crate::vcpu::cpuid::{self, Topology};
 use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::BalloonControl;
+use crate::virtio::mem::MemControl;
+use crate::virtio::pmem::FileRegion;
 
 /// A machine without its devices.
 #[derive(Debug)]
@@ -54,6 +58,12 @@ pub struct Plan {
     pub board: Board,
     /// Its devices in the order of their slots.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// What inflates the balloon, if one is among the devices.
+    pub balloon: Option<BalloonControl>,
+    /// The memory that can be plugged, and what says how much of it should be.
+    pub hotplug: Option<(Range<u64>, MemControl)>,
+    /// Files that are in its memory.
+    pub files: Vec<FileRegion>,
 }
 
 /// Why a VM cannot be built.
@@ -99,6 +109,9 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     shared: Arc<Shared>,
     devices: Arc<Devices>,
+    balloon: Option<BalloonControl>,
+    hotplug: Option<MemControl>,
+    ram: RamSize,
     /// Dropped after the threads that use it are gone.
     _vm: Vm,
 }
@@ -107,9 +120,11 @@ impl Machine {
     /// Builds the VM, lets its vCPUs run and closes the system call filters; the caller's thread is the event loop from
     /// here on. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices } = plan;
-        let memory = memory::allocate(board.ram)?;
-        let vm = Vm::new(&board.kvm, &memory)?;
+        let Plan { board, devices, balloon, hotplug, files } = plan;
+        let (region, hotplug) = hotplug.unzip();
+        let ram = board.ram;
+        let memory = memory::allocate(board.ram, region)?;
+        let vm = Vm::new(&board.kvm, &memory, files)?;
         let vcpus = (0..board.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
         let entry = load(&memory, &board, devices.len())?;
         prepare(&board, &vcpus, &memory, entry)?;
@@ -128,7 +143,8 @@ impl Machine {
         });
         kick::install().map_err(BootError::Signal)?;
         let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
-        let mut machine = Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, _vm: vm };
+        let mut machine =
+            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, hotplug, ram, _vm: vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, for_vcpus.clone(), Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -156,10 +172,27 @@ impl Machine {
         &self.devices
     }
 
+    /// What inflates its balloon, if it has one.
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon.as_ref()
+    }
+
+    /// What says how much memory should be plugged, if any can be.
+    pub fn hotplug(&self) -> Option<&MemControl> {
+        self.hotplug.as_ref()
+    }
+
+    /// Its memory.
+    pub fn ram(&self) -> RamSize {
+        self.ram
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> VmStats {
         let mut stats = VmStats {
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
+            hotplug: self.hotplug.as_ref().map(MemControl::stats),
+            balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
             console_bytes: self.shared.bus.console().bytes(),
             start_to_first_entry_us: self.shared.first_entry_us.load(Ordering::Relaxed),
             ..VmStats::default()
@@ -171,6 +204,7 @@ impl Machine {
             let counters = device.counters();
             stats.notifications.insert(name.to_owned(), counters.notifications);
             stats.interrupts.insert(name.to_owned(), counters.interrupts);
+            stats.host_errors.insert(name.to_owned(), counters.host_errors);
         }
         stats
     }
@@ -191,6 +225,7 @@ impl Machine {
                     device.queue_event(queue);
                 }
             }
+            device.drain();
         }
         self.shared.bus.console().flush();
     }

@@ -1,6 +1,7 @@
 //! Guest memory: anonymous, private, left out of core dumps.
 
 use std::io;
+use std::ops::Range;
 
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -29,11 +30,13 @@ pub enum MemoryError {
     Layout(#[from] vm_memory::GuestRegionCollectionError),
 }
 
-/// Memory of the given size, all zero, of which the host gives pages as they are touched.
-pub fn allocate(size: RamSize) -> Result<GuestMemory, MemoryError> {
+/// Memory of the given size, and a region behind it in which more can be plugged: all zero, of which the host gives
+/// pages as they are touched.
+pub fn allocate(size: RamSize, hotplug: Option<Range<u64>>) -> Result<GuestMemory, MemoryError> {
     let regions = size
         .ranges()
         .into_iter()
+        .chain(hotplug)
         .map(|range| {
             let bytes = range.end - range.start;
             let length = usize::try_from(bytes).unwrap_or(usize::MAX);

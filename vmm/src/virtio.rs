@@ -4,13 +4,18 @@
 //! panic, block or grow the monitor without bound. Devices know nothing of KVM: they are told about notifications and
 //! ready descriptors, and raise an event descriptor for an interrupt.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod device;
 pub mod entropy;
 pub mod interrupt;
+pub mod mem;
 pub mod mmio;
+pub mod pinned;
+pub mod pmem;
 pub mod queue;
+pub mod reclaim;
 pub mod segments;
 #[cfg(test)]
 mod testing;

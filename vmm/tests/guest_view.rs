@@ -164,7 +164,8 @@ fn a_device_serves_its_queue() {
     assert_eq!(stats.exits["mmio_write"], 15);
     vmm.done(&Request::Stop, &[]);
     let (_, console, _) = vmm.end();
-    assert_eq!(console[..12], [1_u32 << 16, 0, 8].map(u32::to_le_bytes).concat());
+    // The ring's flags say whether the device wants to be notified just then, which nobody knows.
+    assert_eq!(console[2..12], [1_u32 << 16, 0, 8].map(u32::to_le_bytes).concat()[2..]);
     assert_ne!(console[12..20], [0; 8]);
     assert_eq!(console[20..], [1, 0, 0, 0]);
 }

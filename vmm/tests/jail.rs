@@ -17,8 +17,8 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use hull_protocol::vmm::{
-    Channel, DENIED_STATUS, DiskAccess, DiskConfig, DiskExtent, ExitReason, FailureCode, JailConfig,
-    JailNetwork, Request, VERSION, VsockConfig,
+    Channel, DENIED_STATUS, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode,
+    JailConfig, JailNetwork, RateLimits, Request, VERSION, VsockConfig,
 };
 use hull_vmm::jail::limits::FILES;
 use nix::sys::resource::{Resource, getrlimit};
@@ -51,7 +51,13 @@ fn boot_all_kinds() -> Vmm {
     let vmm = Vmm::greeted();
     vmm.describe(machine(2), &code.print("done").halt().kernel(), b"initramfs");
     let extents = vec![DiskExtent { offset: 0, length: 4096 }];
-    let disk = DiskConfig { serial: "rootfs".into(), access: DiskAccess::ReadOnly, extents };
+    let disk = DiskConfig {
+        serial: "rootfs".into(),
+        access: DiskAccess::ReadOnly,
+        extents,
+        discard: DiskDiscard::Off,
+        limits: RateLimits::default(),
+    };
     vmm.done(&Request::AddDisk(disk), &[file(&[0; 4096]).as_fd()]);
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("vsock")).unwrap();
@@ -237,6 +243,8 @@ fn open_descriptors_are_those_of_the_list() {
         };
         *found.entry(kind).or_default() += 1;
     }
+    // A disk has a ring and its event where the host lets us have one.
+    let rings = usize::from(io_uring::IoUring::new(2).is_ok());
     let expected = [
         ("/dev/null", 1),
         ("standard output and error", 2),
@@ -249,12 +257,16 @@ fn open_descriptors_are_those_of_the_list() {
         ("anon_inode:kvm-vcpu", 2),
         ("anon_inode:kvm-vcpu-stats", 2),
         // The end of the VM, the console's interrupt; each device's interrupt, and two for each of its queues.
-        ("anon_inode:[eventfd", 2 + 3 + 2 * (1 + 3 + 1)),
+        ("anon_inode:[eventfd", 2 + 3 + 2 * (1 + 3 + 1) + rings),
+        ("anon_inode:[io_uring", rings),
         // The event loop, and vsock's connections.
         ("anon_inode:[eventpoll", 2),
     ];
-    let expected: BTreeMap<String, usize> =
-        expected.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect();
+    let expected: BTreeMap<String, usize> = expected
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| (kind.to_owned(), count))
+        .collect();
     assert_eq!(found, expected);
 }
 

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::process::Command;
 
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskExtent, ExitReason, FailureCode, JailConfig, MachineConfig, Message, Request,
-    VERSION, VsockConfig,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, JailConfig, MachineConfig,
+    Message, RateLimits, Request, VERSION, VsockConfig,
 };
 use support::guest::{Code, ENTRY, Elf};
 use support::shim::{Vmm, file, kvm, machine};
@@ -18,7 +18,13 @@ use FailureCode::{InvalidRequest, Kernel, Kvm, Resources, WrongState};
 
 fn disk(serial: &str) -> Request {
     let extents = vec![DiskExtent { offset: 0, length: 4096 }];
-    Request::AddDisk(DiskConfig { serial: serial.into(), access: DiskAccess::ReadOnly, extents })
+    Request::AddDisk(DiskConfig {
+        serial: serial.into(),
+        access: DiskAccess::ReadOnly,
+        extents,
+        discard: DiskDiscard::On,
+        limits: RateLimits::default(),
+    })
 }
 
 /// That the monitor still does what it is told, from the description on.
@@ -125,13 +131,16 @@ fn devices_are_checked_and_exist_once() {
     assert!(message.contains("rootfs"), "{message}");
     vmm.done(&Request::AddEntropy, &[]);
     vmm.refused(&Request::AddEntropy, &[], WrongState);
+    vmm.done(&Request::AddBalloon, &[]);
+    vmm.refused(&Request::AddBalloon, &[], WrongState);
+    vmm.refused(&Request::SetBalloon { mib: 1 }, &[], WrongState);
     let vsock = Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![] });
     vmm.refused(&vsock, &[], InvalidRequest);
     for disks in 2.. {
         match vmm.ask(&disk(&format!("disk{disks}")), &[image.as_fd()]) {
             Message::Done => {}
             Message::Failed(failure) => {
-                assert_eq!((failure.code, disks), (Resources, 17), "{}", failure.message);
+                assert_eq!((failure.code, disks), (Resources, 16), "{}", failure.message);
                 break;
             }
             other => panic!("{other:?}"),
@@ -152,6 +161,57 @@ fn a_boot_needs_a_machine_and_happens_once() {
         let message = vmm.refused(&request, &[], WrongState);
         assert_eq!(message, "the VM runs already");
     }
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+}
+
+#[test]
+fn a_balloon_is_set_while_the_vm_runs() {
+    let kernel = Code::new().halt().kernel();
+    let vmm = Vmm::boot(machine(1), &kernel);
+    let message = vmm.refused(&Request::SetBalloon { mib: 1 }, &[], WrongState);
+    assert!(message.contains("no balloon"), "{message}");
+    assert_eq!(vmm.stats().balloon, None);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+
+    let vmm = Vmm::greeted();
+    let machine = machine(1);
+    let memory = machine.memory_mib;
+    vmm.describe(machine, &kernel, b"initramfs");
+    vmm.done(&Request::AddBalloon, &[]);
+    vmm.done(&Request::Boot, &[]);
+    for mib in [memory, memory + 1, u32::MAX] {
+        vmm.refused(&Request::SetBalloon { mib }, &[], InvalidRequest);
+    }
+    vmm.done(&Request::SetBalloon { mib: memory - 1 }, &[]);
+    assert_eq!(vmm.stats().balloon.unwrap().target_mib, memory - 1);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+}
+
+#[test]
+fn memory_to_plug_is_described_before_and_asked_for_while_the_vm_runs() {
+    let kernel = Code::new().halt().kernel();
+    let vmm = Vmm::greeted();
+    vmm.refused(&Request::AddHotplugMemory { mib: 128 }, &[], WrongState);
+    vmm.describe(machine(1), &kernel, b"initramfs");
+    for mib in [0, 1, 127, 129, 1 << 31] {
+        vmm.refused(&Request::AddHotplugMemory { mib }, &[], InvalidRequest);
+    }
+    vmm.done(&Request::AddHotplugMemory { mib: 1 << 18 }, &[]);
+    vmm.refused(&Request::AddHotplugMemory { mib: 128 }, &[], WrongState);
+    vmm.refused(&Request::SetHotplugMemory { mib: 1 }, &[], WrongState);
+    vmm.done(&Request::Boot, &[]);
+    vmm.refused(&Request::SetHotplugMemory { mib: (1 << 18) + 1 }, &[], InvalidRequest);
+    vmm.done(&Request::SetHotplugMemory { mib: 3 }, &[]);
+    let stats = vmm.stats().hotplug.unwrap();
+    assert_eq!((stats.most_bytes, stats.requested_bytes, stats.plugged_bytes), (1 << 38, 4 << 20, 0));
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+
+    let vmm = Vmm::boot(machine(1), &kernel);
+    vmm.refused(&Request::SetHotplugMemory { mib: 1 }, &[], WrongState);
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 }

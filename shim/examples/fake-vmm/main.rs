@@ -128,7 +128,14 @@ fn main() {
                 });
                 run_guest(fault, control, listener.unwrap(), ports.pop().unwrap());
             }
-            Request::AddEntropy | Request::Stats | Request::Stop => {}
+            Request::AddEntropy
+            | Request::AddBalloon
+            | Request::AddHotplugMemory { .. }
+            | Request::SetHotplugMemory { .. }
+            | Request::AddPmem(_)
+            | Request::SetBalloon { .. }
+            | Request::Stats
+            | Request::Stop => {}
         }
         if control.send(&Message::Done, &[]).is_err() {
             exit(0);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use hull_protocol::agent::api::agent::{ErofsDisk, Ext4Disk, Rootfs, TmpfsUpper};
 use hull_protocol::agent::{ROOTFS_SERIAL, UPPER_SERIAL};
-use hull_protocol::vmm::{DiskAccess, DiskConfig, DiskExtent};
+use hull_protocol::vmm::{DiskAccess, DiskConfig, DiskDiscard, DiskExtent, RateLimits};
 use ttrpc::proto::Code;
 
 /// Blocks of an image disk.
@@ -182,7 +182,9 @@ fn open_disk(serial: &str, access: DiskAccess, pieces: &[PathBuf]) -> Result<Dis
         extents.push(DiskExtent { offset: 0, length });
         fds.push(file.into());
     }
-    Ok(Disk { config: DiskConfig { serial: serial.to_owned(), access, extents }, fds })
+    let (discard, limits) = (DiskDiscard::On, RateLimits::default());
+    let config = DiskConfig { serial: serial.to_owned(), access, extents, discard, limits };
+    Ok(Disk { config, fds })
 }
 
 fn open_piece(path: &Path, access: DiskAccess) -> io::Result<(File, u64)> {

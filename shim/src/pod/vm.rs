@@ -222,7 +222,9 @@ impl Booting {
             }
             let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
             monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
-            monitor.request(Request::AddEntropy, Vec::new()).await
+            monitor.request(Request::AddEntropy, Vec::new()).await?;
+            // What the guest frees goes back to the host.
+            monitor.request(Request::AddBalloon, Vec::new()).await
         };
         match tokio::time::timeout(SETUP_TIMEOUT, requests).await {
             Ok(result) => result?,

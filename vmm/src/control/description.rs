@@ -1,9 +1,10 @@
 //! A VM while it is being described: every part is checked when it comes.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, VsockConfig};
+use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, PmemConfig, VsockConfig};
 
 use super::{invalid, wrong_state};
 use crate::boot::cmdline::KernelArgs;
@@ -11,11 +12,15 @@ use crate::console::log_file::LogFile;
 use crate::devices;
 use crate::error::chain;
 use crate::kvm::Kvm;
-use crate::layout::RamSize;
+use crate::layout::{Beyond, RamSize};
 use crate::machine::{Board, Plan};
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
+use crate::virtio::mem::{Mem, MemControl, REGION_ALIGNMENT};
+use crate::virtio::pmem::mapping::ALIGNMENT;
+use crate::virtio::pmem::{FileRegion, Pmem};
 use crate::virtio::vsock::Vsock;
 
 /// The most vCPUs of a VM.
@@ -25,7 +30,12 @@ pub const VCPUS_MAX: u8 = 32;
 #[derive(Default)]
 pub struct Description {
     board: Option<Board>,
+    /// Address space for what comes behind RAM.
+    beyond: Option<Beyond>,
+    files: Vec<FileRegion>,
+    hotplug: Option<(Range<u64>, MemControl)>,
     devices: Vec<Box<dyn VirtioDevice>>,
+    balloon: Option<BalloonControl>,
 }
 
 impl Description {
@@ -51,6 +61,7 @@ impl Description {
         let kvm_failure = |error| Failure { code: FailureCode::Kvm, message: chain(&error) };
         let kvm = Kvm::new(kvm).map_err(kvm_failure)?;
         kvm.check_vcpus(config.vcpus).map_err(kvm_failure)?;
+        self.beyond = Some(ram.beyond());
         self.board = Some(Board {
             kvm,
             kernel: File::from(kernel),
@@ -82,10 +93,66 @@ impl Description {
         self.add(Entropy::new())
     }
 
+    /// A file as memory. Descriptors: the file.
+    pub fn add_pmem(&mut self, config: &PmemConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let beyond = self.beyond.as_mut().ok_or_else(|| wrong_state("describe the machine first"))?;
+        let count = fds.len();
+        let Ok([file]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Err(invalid(format!("a file as memory takes 1 file descriptor, but came with {count}")));
+        };
+        let start = beyond
+            .clone()
+            .take(config.length.saturating_add(ALIGNMENT), ALIGNMENT)
+            .ok_or_else(|| invalid(format!("{} bytes are more than there are addresses", config.length)))?;
+        let (device, region) = Pmem::new(config, file, start).map_err(|error| invalid(chain(&error)))?;
+        self.add(device)?;
+        if let Some(beyond) = &mut self.beyond {
+            beyond.take(region.mapping.length(), ALIGNMENT);
+        }
+        self.files.push(region);
+        Ok(())
+    }
+
+    /// Memory that can be plugged.
+    pub fn add_hotplug_memory(&mut self, mib: u32) -> Result<(), Failure> {
+        let beyond = self.beyond.as_ref().ok_or_else(|| wrong_state("describe the machine first"))?;
+        let bytes = u64::from(mib) << 20;
+        if bytes == 0 || !bytes.is_multiple_of(REGION_ALIGNMENT) {
+            let unit = REGION_ALIGNMENT >> 20;
+            return Err(invalid(format!("{mib} MiB of memory to plug are not a multiple of {unit}")));
+        }
+        let mut left = beyond.clone();
+        let start = left
+            .take(bytes, REGION_ALIGNMENT)
+            .ok_or_else(|| invalid(format!("{mib} MiB are more than there are addresses")))?;
+        let region = start..start + bytes;
+        let (device, control) = Mem::new(&region)
+            .map_err(|error| Failure { code: FailureCode::Resources, message: chain(&error) })?;
+        self.add(device)?;
+        self.beyond = Some(left);
+        self.hotplug = Some((region, control));
+        Ok(())
+    }
+
+    /// A balloon.
+    pub fn add_balloon(&mut self) -> Result<(), Failure> {
+        let (balloon, control) = Balloon::new()
+            .map_err(|error| Failure { code: FailureCode::Resources, message: chain(&error) })?;
+        self.add(balloon)?;
+        self.balloon = Some(control);
+        Ok(())
+    }
+
     /// What is to be booted. The description is empty afterwards.
     pub fn plan(&mut self) -> Result<Plan, Failure> {
         let board = self.board.take().ok_or_else(|| wrong_state("there is no machine to boot"))?;
-        Ok(Plan { board, devices: std::mem::take(&mut self.devices) })
+        Ok(Plan {
+            board,
+            devices: std::mem::take(&mut self.devices),
+            balloon: self.balloon.take(),
+            hotplug: self.hotplug.take(),
+            files: std::mem::take(&mut self.files),
+        })
     }
 
     fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
+use super::pinned::Pinned;
 use super::segments::Segments;
 use crate::memory::GuestMemory;
 
@@ -12,6 +13,7 @@ const DESCRIPTOR_SIZE: u64 = 16;
 #[derive(Clone, Copy, Debug)]
 pub struct Chain<'a, 'm> {
     head: u16,
+    memory: &'m GuestMemory,
     /// What the driver has written for the device.
     pub readable: Segments<'a, 'm>,
     /// What the device may write.
@@ -90,12 +92,22 @@ impl<'a, 'm> Chain<'a, 'm> {
             append(memory, &descriptor, slices)?;
         }
         let (readable, writable) = slices.split_at(readable.unwrap_or(slices.len()));
-        Ok(Self { head, readable: Segments::new(readable), writable: Segments::new(writable) })
+        Ok(Self { head, memory, readable: Segments::new(readable), writable: Segments::new(writable) })
     }
 
     /// The index by which the chain goes back to the driver.
     pub fn head(&self) -> u16 {
         self.head
+    }
+
+    /// The memory that the chain lies in.
+    pub fn memory(&self) -> &'m GuestMemory {
+        self.memory
+    }
+
+    /// Keeps a part of this chain for longer than the chain is looked at. `None` if it is a part of something else.
+    pub fn pin(&self, part: Segments<'_, '_>) -> Option<Pinned> {
+        Pinned::new(self.memory, part)
     }
 }
 

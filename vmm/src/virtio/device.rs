@@ -23,6 +23,16 @@ pub trait VirtioDevice: Send {
     /// Reads the device configuration space at `offset`. Bytes beyond its end are left as they are (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// Changes with every change of the configuration space (§2.5.1).
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
+    /// The driver writes to the device configuration space. `None` if that makes no sense there.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) -> Option<()> {
+        None
+    }
+
     /// The driver has set `DRIVER_OK` (§3.1.1): the device is live from here.
     fn activate(&mut self, activated: Activated);
 
@@ -42,6 +52,17 @@ pub trait VirtioDevice: Send {
     /// A descriptor of [`poll_fds`](Self::poll_fds) is readable, or may be.
     fn fd_ready(&mut self, _index: usize) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    /// Waits until nothing the driver asked for is in flight, and answers all of it. What is still in a ring stays there:
+    /// a device is drained before it is unplugged or paused.
+    fn drain(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Requests since the start that failed because the host did: an I/O error, a full disk.
+    fn host_errors(&self) -> u64 {
+        0
     }
 
     /// Bytes of payload moved to the guest and from the guest since the start.

@@ -49,6 +49,8 @@ pub struct DeviceCounters {
     pub bytes_from_guest: u64,
     /// How often the device had to be stopped because the driver broke a rule, or the host failed.
     pub failures: u64,
+    /// Requests that failed because the host did: an I/O error, a full disk.
+    pub host_errors: u64,
     /// Register accesses that made no sense in their state or size and were ignored.
     pub ignored_accesses: u64,
 }
@@ -133,8 +135,14 @@ impl MmioTransport {
         }
     }
 
-    /// A write to the register window: any offset, any size. No device has a writable configuration space.
+    /// A write to the register window: any offset, any size.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            if offset >= WINDOW_SIZE - CONFIG || self.device.write_config(offset, data).is_none() {
+                self.ignored_accesses += 1;
+            }
+            return;
+        }
         match (Register::at(offset), <[u8; 4]>::try_from(data)) {
             (Some(register), Ok(data)) => {
                 let value = u32::from_le_bytes(data);
@@ -174,6 +182,12 @@ impl MmioTransport {
         self.check(result);
     }
 
+    /// Waits until nothing the driver asked for is in flight. What is still in its rings stays there.
+    pub fn drain(&mut self) {
+        let result = self.device.drain();
+        self.check(result);
+    }
+
     /// Counters since the start.
     pub fn counters(&self) -> DeviceCounters {
         let (bytes_to_guest, bytes_from_guest) = self.device.bytes_moved();
@@ -183,6 +197,7 @@ impl MmioTransport {
             bytes_to_guest,
             bytes_from_guest,
             failures: self.failures,
+            host_errors: self.device.host_errors(),
             ignored_accesses: self.ignored_accesses,
         }
     }
@@ -206,8 +221,7 @@ impl MmioTransport {
             Register::ShmLenLow | Register::ShmLenHigh | Register::ShmBaseLow | Register::ShmBaseHigh => {
                 u32::MAX
             }
-            // No device changes its configuration.
-            Register::ConfigGeneration => 0,
+            Register::ConfigGeneration => self.device.config_generation(),
             Register::DeviceFeaturesSel
             | Register::DriverFeatures
             | Register::DriverFeaturesSel

@@ -1,7 +1,7 @@
 //! Scattered pieces of guest memory as one run of bytes, and the few system calls that move data straight into them.
 //!
-//! This is the only place where the kernel is given pointers into guest memory. Guest memory is never seen as a Rust
-//! reference: the guest writes to it at any time.
+//! Here and in [`pinned`](super::pinned) alone the kernel is given pointers into guest memory. Guest memory is never seen
+//! as a Rust reference: the guest writes to it at any time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -11,6 +11,26 @@ use vm_memory::VolatileSlice;
 
 /// Pieces given to one system call.
 const IOVECS: usize = 64;
+
+/// Of memory, as the host's kernel gives it on this architecture.
+const PAGE: usize = 4096;
+
+/// What became of memory that was to be given back, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// The host has it.
+    pub bytes: u64,
+    /// It stays where it is: it was not a whole page, or the host did not want it.
+    pub refused: u64,
+}
+
+impl GivenBack {
+    /// Sums up.
+    pub fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+    }
+}
 
 /// A run of bytes in guest memory, checked to be inside it. A cheap, copyable view.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +79,7 @@ impl<'a, 'm> Segments<'a, 'm> {
     }
 
     /// The contiguous pieces, none of them empty.
-    fn pieces(self) -> impl Iterator<Item = VolatileSlice<'m>> + 'a {
+    pub(super) fn pieces(self) -> impl Iterator<Item = VolatileSlice<'m>> + 'a {
         let mut skip = self.skip;
         let mut left = self.len;
         self.slices.iter().map_while(move |slice| {
@@ -90,26 +110,12 @@ impl<'a, 'm> Segments<'a, 'm> {
         done
     }
 
-    /// One `preadv(2)` into the run. May be short.
-    pub fn read_at(self, file: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
-        let (iovecs, count) = self.iovecs();
-        // SAFETY: every iovec lies inside a live mapping of guest memory ('m), which only the kernel writes here and
-        // which no Rust reference aliases.
-        retry(|| unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
-    }
-
-    /// One `pwritev(2)` of the run. May be short.
-    pub fn write_at(self, file: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
-        let (iovecs, count) = self.iovecs();
-        // SAFETY: as in `read_at`; the kernel only reads.
-        retry(|| unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
-    }
-
     /// One receive from a socket, without waiting. May be short; zero is the end of the stream if the run has room.
     pub fn receive(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let (mut iovecs, count) = self.iovecs();
         let mut message = message(&mut iovecs, count);
-        // SAFETY: the header is initialised and lives through the call; for its iovecs see `read_at`.
+        // SAFETY: the header is initialised and lives through the call; every iovec lies inside a live mapping of guest
+        // memory ('m), which only the kernel writes here and which no Rust reference aliases.
         retry(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
     }
 
@@ -118,7 +124,8 @@ impl<'a, 'm> Segments<'a, 'm> {
         let (mut iovecs, count) = self.iovecs();
         let message = message(&mut iovecs, count);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the header is initialised and lives through the call; for its iovecs see `read_at`.
+        // SAFETY: the header is initialised and lives through the call; its iovecs are as in `receive`,
+        // and only read.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
     }
 
@@ -135,6 +142,25 @@ impl<'a, 'm> Segments<'a, 'm> {
             }
         }
         Ok(done)
+    }
+
+    /// Gives the whole pages of the run back to the host: they take up no memory until they are touched again. Anonymous
+    /// memory then reads as zeroes, that of a private mapping of a file as the file.
+    pub fn give_back(self) -> GivenBack {
+        let mut total = GivenBack::default();
+        for piece in self.pieces() {
+            let start = piece.ptr_guard_mut().as_ptr();
+            let skip = start.align_offset(PAGE);
+            let length = piece.len().saturating_sub(skip) / PAGE * PAGE;
+            // SAFETY: the pages lie inside a live mapping of guest memory ('m), whose content may change at any time
+            // anyway and which no Rust reference aliases. Their mapping stays.
+            let given = length > 0
+                && unsafe { libc::madvise(start.wrapping_add(skip).cast(), length, libc::MADV_DONTNEED) }
+                    == 0;
+            let bytes = if given { length as u64 } else { 0 };
+            total.add(GivenBack { bytes, refused: piece.len() as u64 - bytes });
+        }
+        total
     }
 
     fn iovecs(self) -> ([libc::iovec; IOVECS], i32) {
@@ -157,7 +183,7 @@ fn message(iovecs: &mut [libc::iovec; IOVECS], count: i32) -> libc::msghdr {
 }
 
 /// Repeats a system call that a signal interrupted before it did anything.
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+pub(super) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         if let Ok(count) = usize::try_from(call()) {
             return Ok(count);

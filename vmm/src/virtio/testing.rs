@@ -425,6 +425,18 @@ impl Driver {
         ready.contains(&true)
     }
 
+    /// Turns until so many chains have come back.
+    pub fn wait_used(&mut self, queue: usize, count: usize) -> Vec<(u16, u32)> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut all = self.used(queue);
+        while all.len() < count {
+            assert!(Instant::now() < deadline, "{} of {count} chains have come back", all.len());
+            self.turn(PollTimeout::from(1000_u16));
+            all.extend(self.used(queue));
+        }
+        all
+    }
+
     /// Turns until nothing is left to do.
     pub fn settle(&mut self) {
         let deadline = Instant::now() + DEADLINE;

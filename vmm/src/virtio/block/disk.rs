@@ -1,5 +1,7 @@
 //! A disk as configured: its content, who may write it, its name.
 
+use std::sync::Arc;
+
 use hull_protocol::vmm::DiskAccess;
 
 use super::SERIAL_LENGTH;
@@ -8,7 +10,7 @@ use super::extents::Extents;
 /// What requests are carried out on.
 #[derive(Debug)]
 pub struct Disk {
-    extents: Extents,
+    extents: Arc<Extents>,
     access: DiskAccess,
     serial: [u8; SERIAL_LENGTH],
 }
@@ -16,11 +18,11 @@ pub struct Disk {
 impl Disk {
     /// `serial` is padded with zeroes.
     pub fn new(extents: Extents, access: DiskAccess, serial: [u8; SERIAL_LENGTH]) -> Self {
-        Self { extents, access, serial }
+        Self { extents: Arc::new(extents), access, serial }
     }
 
     /// The content, to read.
-    pub fn extents(&self) -> &Extents {
+    pub fn extents(&self) -> &Arc<Extents> {
         &self.extents
     }
 
@@ -28,7 +30,7 @@ impl Disk {
     pub fn writable(&self) -> Option<&Extents> {
         match self.access {
             DiskAccess::ReadOnly => None,
-            DiskAccess::ReadWrite => Some(&self.extents),
+            DiskAccess::ReadWrite => Some(self.extents.as_ref()),
         }
     }
 

@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 
 use hull_protocol::vmm::{DiskAccess, DiskExtent};
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::SECTOR;
-use crate::virtio::segments::Segments;
 
 /// Why an extent cannot be part of a disk.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +29,7 @@ pub enum ExtentError {
         /// How long the file is.
         size: u64,
     },
-    /// The sum of lengths or offsets is more than a file offset holds.
+    /// The sum of lengths or offsets is more than a file offset holds, or there are too many extents.
     #[error("it makes the disk too large")]
     TooLarge,
     /// Neither a regular file nor a block device.
@@ -62,15 +61,15 @@ pub struct Extents {
     length: u64,
 }
 
-/// What to do with a range besides reading and writing.
+/// A piece of a disk that lies in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Erase {
-    /// The content does not matter any more.
-    Discard,
-    /// It must read as zeroes; its blocks may be given back.
-    ZeroAndUnmap,
-    /// It must read as zeroes and stay allocated.
-    Zero,
+pub struct Piece {
+    /// Which extent's file.
+    pub file: u16,
+    /// Where it starts in the file, in bytes.
+    pub offset: u64,
+    /// In bytes, not zero.
+    pub length: u64,
 }
 
 impl Extents {
@@ -87,7 +86,8 @@ impl Extents {
         }
         let end = offset.checked_add(length).ok_or(ExtentError::TooLarge)?;
         let total = self.length.checked_add(length).ok_or(ExtentError::TooLarge)?;
-        if i64::try_from(end).is_err() || i64::try_from(total).is_err() {
+        let numbered = u16::try_from(self.extents.len() + 1).is_ok();
+        if i64::try_from(end).is_err() || i64::try_from(total).is_err() || !numbered {
             return Err(ExtentError::TooLarge);
         }
         check_access(&fd, access)?;
@@ -101,72 +101,50 @@ impl Extents {
         Ok(())
     }
 
+    /// Anything that can be read or written as a disk, unchecked.
+    #[cfg(test)]
+    pub fn of_anything(fds: Vec<(OwnedFd, u64)>) -> Self {
+        let mut this = Self::new();
+        for (fd, length) in fds {
+            this.extents.push(Extent { file: File::from(fd), start: this.length, offset: 0, length });
+            this.length += length;
+        }
+        this
+    }
+
     /// The disk's length in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Whether the disk is one file, whose ranges can be erased as a whole.
-    pub fn is_single(&self) -> bool {
-        self.extents.len() == 1
+    /// The files, by extent.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        self.extents.iter().map(|extent| &extent.file)
     }
 
-    /// Reads from byte `position` on until `buffer` is full.
-    pub fn read(&self, buffer: Segments<'_, '_>, position: u64) -> io::Result<()> {
-        self.transfer(buffer, position, |part, file, offset| part.read_at(file.as_fd(), offset))
+    /// The file of an extent.
+    pub fn file(&self, index: u16) -> Option<&File> {
+        self.extents.get(usize::from(index)).map(|extent| &extent.file)
     }
 
-    /// Writes all of `buffer` from byte `position` on.
-    pub fn write(&self, buffer: Segments<'_, '_>, position: u64) -> io::Result<()> {
-        self.transfer(buffer, position, |part, file, offset| part.write_at(file.as_fd(), offset))
-    }
-
-    /// Makes everything written so far durable.
-    pub fn flush(&self) -> io::Result<()> {
-        self.extents.iter().try_for_each(|extent| extent.file.sync_data())
-    }
-
-    /// Erases a range that the caller has checked to be on the disk.
-    pub fn erase(&self, position: u64, length: u64, how: Erase) -> io::Result<()> {
-        let [extent] = self.extents.as_slice() else { return Err(io::ErrorKind::Unsupported.into()) };
-        if length == 0 {
-            return Ok(());
-        }
-        let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE
-            | match how {
-                Erase::Discard | Erase::ZeroAndUnmap => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
-                Erase::Zero => FallocateFlags::FALLOC_FL_ZERO_RANGE,
-            };
-        let offset = file_offset(extent.offset + position)?;
-        Ok(fallocate(&extent.file, flags, offset, file_offset(length)?)?)
-    }
-
-    fn transfer(
-        &self,
-        mut buffer: Segments<'_, '_>,
-        mut position: u64,
-        step: impl Fn(Segments<'_, '_>, &File, i64) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        while !buffer.is_empty() {
-            let index = self.extents.partition_point(|extent| extent.start + extent.length <= position);
-            let Some(extent) = self.extents.get(index) else {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            };
-            let inside = position - extent.start;
-            let room = usize::try_from(extent.length - inside).unwrap_or(usize::MAX);
-            let count = step(buffer.split_at(room).0, &extent.file, file_offset(extent.offset + inside)?)?;
-            if count == 0 {
-                // The file has become shorter since it was checked.
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            buffer = buffer.after(count);
-            position += count as u64;
-        }
-        Ok(())
+    /// Where a range of the disk lies, in order: one piece for each extent it touches. What is beyond the end of the
+    /// disk is left out.
+    pub fn pieces(&self, position: u64, length: u64) -> impl Iterator<Item = Piece> {
+        let first = self.extents.partition_point(|extent| extent.start + extent.length <= position);
+        let end = position.saturating_add(length);
+        let touched =
+            (0_u16..).zip(&self.extents).skip(first).take_while(move |(_, extent)| extent.start < end);
+        touched.filter_map(move |(file, extent)| {
+            let from = position.max(extent.start);
+            let length =
+                end.min(extent.start + extent.length).checked_sub(from).filter(|length| *length > 0)?;
+            Some(Piece { file, offset: extent.offset + (from - extent.start), length })
+        })
     }
 }
 
-fn file_offset(value: u64) -> io::Result<i64> {
+/// An offset or a length as system calls take it.
+pub fn file_offset(value: u64) -> io::Result<i64> {
     i64::try_from(value).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
@@ -197,5 +175,38 @@ fn size(file: &File) -> Result<u64, ExtentError> {
         Ok(file.seek(SeekFrom::End(0))?)
     } else {
         Err(ExtentError::NotAFile)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The pieces of a range cover what of it is on the disk, once and in order.
+        #[test]
+        fn pieces_cover_a_range_once(
+            lengths in prop::collection::vec((0..5_u64, 1..6_u64), 1..8), position in 0..30_u64, length in prop_oneof![0..30_u64, Just(u64::MAX)],
+        ) {
+            let file = crate::virtio::testing::file_with(&[0; 20 * 512]);
+            let mut extents = Extents::new();
+            for (offset, length) in &lengths {
+                let extent = DiskExtent { offset: offset * SECTOR, length: length * SECTOR };
+                extents.push(file.try_clone().unwrap().into(), extent, DiskAccess::ReadOnly).unwrap();
+            }
+            let sectors: Vec<(u16, u64)> = (0..).zip(&lengths)
+                .flat_map(|(file, (offset, length))| (0..*length).map(move |at| (file, offset + at)))
+                .collect();
+            let from = usize::try_from(position).unwrap().min(sectors.len());
+            let end = usize::try_from(position.saturating_add(length)).unwrap_or(usize::MAX).min(sectors.len());
+            let pieces: Vec<Piece> = extents.pieces(position * SECTOR, length.saturating_mul(SECTOR)).collect();
+            prop_assert!(pieces.windows(2).all(|pair| pair[0].file < pair[1].file));
+            let covered = pieces.iter().flat_map(|piece| {
+                (0..piece.length / SECTOR).map(move |at| (piece.file, piece.offset / SECTOR + at))
+            });
+            prop_assert!(covered.eq(sectors[from..end].iter().copied()));
+        }
     }
 }
