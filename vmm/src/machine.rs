@@ -225,7 +225,7 @@ impl Machine {
                     device.queue_event(queue);
                 }
             }
-            device.drain();
+            device.quiesce();
         }
         self.shared.bus.console().flush();
     }

@@ -40,6 +40,13 @@ pub trait VirtioDevice: Send {
     /// or drained before this returns. May come more than once.
     fn reset(&mut self);
 
+    /// Finishes what is in flight, before this returns: until its next call the device touches neither guest memory nor
+    /// its descriptors, and completes nothing. Called when the VM is paused and before a device is taken away. A device
+    /// that finishes everything within each call has nothing to do.
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// The driver has made buffers available in the queue (§2.9), or may have. On an error the transport sets
     /// `DEVICE_NEEDS_RESET`.
     fn queue_notified(&mut self, queue: usize) -> Result<(), DeviceError>;
@@ -51,12 +58,6 @@ pub trait VirtioDevice: Send {
 
     /// A descriptor of [`poll_fds`](Self::poll_fds) is readable, or may be.
     fn fd_ready(&mut self, _index: usize) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    /// Waits until nothing the driver asked for is in flight, and answers all of it. What is still in a ring stays there:
-    /// a device is drained before it is unplugged or paused.
-    fn drain(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 

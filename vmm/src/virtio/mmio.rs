@@ -182,9 +182,9 @@ impl MmioTransport {
         self.check(result);
     }
 
-    /// Waits until nothing the driver asked for is in flight. What is still in its rings stays there.
-    pub fn drain(&mut self) {
-        let result = self.device.drain();
+    /// Finishes what is in flight. Nothing moves until the next call.
+    pub fn quiesce(&mut self) {
+        let result = self.device.quiesce();
         self.check(result);
     }
 

@@ -264,8 +264,13 @@ impl VirtioDevice for Pmem {
         self.advance()
     }
 
-    fn drain(&mut self) -> Result<(), DeviceError> {
-        self.collect(|syncs, ended| syncs.drain(ended)).map(|_| ())
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.collect(|syncs, ended| syncs.drain(ended))?;
+        if let Some(Running { requests, pause: Pause::Full, .. }) = &self.running {
+            // Nothing will end any more that would bring what is in the ring to mind.
+            requests.notify_self();
+        }
+        Ok(())
     }
 
     fn host_errors(&self) -> u64 {

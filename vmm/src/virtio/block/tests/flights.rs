@@ -292,13 +292,13 @@ fn a_broken_ring_waits_for_what_is_in_flight() {
 }
 
 #[test]
-fn a_drain_answers_what_is_in_flight_and_leaves_the_rest() {
+fn a_quiet_disk_has_answered_what_was_in_flight_and_left_the_rest() {
     let (mut driver, script) = scripted();
     let reads: Vec<_> = (0..3).map(|sector| add_read(&mut driver, sector, 5)).collect();
     driver.notify(0);
     driver.settle();
     let (late, to) = add_read(&mut driver, 0, 1);
-    driver.transport.drain();
+    driver.transport.quiesce();
     assert_eq!(script.started(), 0);
     let mut heads: Vec<u16> = driver.used(0).into_iter().map(|(head, _)| head).collect();
     heads.sort_unstable();
@@ -312,6 +312,22 @@ fn a_drain_answers_what_is_in_flight_and_leaves_the_rest() {
     script.finish(0, &[], Ok(512));
     driver.settle();
     assert_eq!(driver.used(0), [(late, 513)]);
+}
+
+#[test]
+fn what_was_left_for_want_of_room_comes_after_the_quiet() {
+    let (mut driver, script) = scripted();
+    let header = driver.put(&header(IN, 0));
+    let to = driver.allocate(513);
+    for _ in 0..200 {
+        driver.add_indirect(0, &[readable(header, 16), writable(to, 513)]);
+    }
+    driver.kick(0);
+    driver.settle();
+    driver.transport.quiesce();
+    assert_eq!((script.started(), driver.used(0).len()), (0, 128));
+    driver.settle();
+    assert_eq!(script.started(), 72);
 }
 
 /// A disk of whatever can be opened.
