@@ -2,9 +2,10 @@
 //!
 //! `boot HULL_VMM KERNEL INITRAMFS [VCPUS [MEMORY_MIB [KERNEL_ARGS]]]`
 //!
-//! `HULL_BOOT_HOTPLUG_MIB` plugs so much memory once it runs; `HULL_BOOT_STATS_AFTER` shows counters after so many seconds.
+//! `HULL_BOOT_DISK` names a file that becomes a writable disk; `HULL_BOOT_HOTPLUG_MIB` plugs so much memory once it runs;
+//! `HULL_BOOT_STATS_AFTER` shows counters after so many seconds.
 //!
-//! A development tool: it does what a shim does, without devices except for entropy and a balloon.
+//! A development tool: it does what a shim does, without further devices except for entropy and a balloon.
 
 use std::error::Error;
 use std::fs::File;
@@ -14,7 +15,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hull_protocol::vmm::{CONTROL_FD, Channel, JailConfig, MachineConfig, Message, Request, VERSION};
+use hull_protocol::vmm::{
+    CONTROL_FD, Channel, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig, MachineConfig, Message,
+    RateLimits, Request, VERSION,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -43,6 +47,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     ask(&ours, &Request::Machine(config), &fds)?;
     ask(&ours, &Request::AddEntropy, &[])?;
     ask(&ours, &Request::AddBalloon, &[])?;
+    if let Some(path) = std::env::var_os("HULL_BOOT_DISK") {
+        let disk = File::options().read(true).write(true).open(path)?;
+        ask(&ours, &Request::AddDisk(whole(&disk)?), &[disk.as_fd()])?;
+    }
     let hotplug = std::env::var("HULL_BOOT_HOTPLUG_MIB").ok().map(|mib| mib.parse()).transpose()?;
     if let Some(mib) = hotplug {
         ask(&ours, &Request::AddHotplugMemory { mib }, &[])?;
@@ -61,6 +69,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let last = ours.receive::<Message>()?.map(|received| received.message);
     eprintln!("boot: {last:?} after {:?}, {}", begin.elapsed(), child.wait()?);
     Ok(())
+}
+
+/// A file as a disk.
+fn whole(file: &File) -> io::Result<DiskConfig> {
+    let extents = vec![DiskExtent { offset: 0, length: file.metadata()?.len() }];
+    let (discard, limits) = (DiskDiscard::On, RateLimits::default());
+    Ok(DiskConfig { serial: "boot".into(), access: DiskAccess::ReadWrite, extents, discard, limits })
 }
 
 fn spawn(monitor: &str, socket: &OwnedFd) -> io::Result<std::process::Child> {
