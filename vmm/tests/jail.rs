@@ -8,6 +8,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use hull_protocol::vmm::{
     Channel, DENIED_STATUS, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode,
-    JailConfig, JailNetwork, RateLimits, Request, VERSION, VsockConfig,
+    JailConfig, JailNetwork, RateLimits, Request, TokenBucket, VERSION, VsockConfig,
 };
 use hull_vmm::jail::limits::FILES;
 use nix::sys::resource::{Resource, getrlimit};
@@ -44,20 +45,17 @@ fn is_root() -> bool {
 fn boot_all_kinds() -> Vmm {
     let mut code = Code::new();
     for _ in 0..3 {
-        for (slot, queues) in [(0, 1), (1, 3), (2, 1)] {
+        for (slot, queues) in [(0, 1), (1, 3), (2, 1), (3, 2), (4, 1)] {
             code = drive(code, 0xd000_0000 + 0x1000 * slot, queues);
         }
     }
     let vmm = Vmm::greeted();
     vmm.describe(machine(2), &code.print("done").halt().kernel(), b"initramfs");
     let extents = vec![DiskExtent { offset: 0, length: 4096 }];
-    let disk = DiskConfig {
-        serial: "rootfs".into(),
-        access: DiskAccess::ReadOnly,
-        extents,
-        discard: DiskDiscard::Off,
-        limits: RateLimits::default(),
-    };
+    let bucket = TokenBucket { size: NonZeroU64::MIN, refill_ms: NonZeroU32::MIN, one_time_burst: 0 };
+    let limits = RateLimits { bandwidth: None, operations: Some(bucket) };
+    let discard = DiskDiscard::Off;
+    let disk = DiskConfig { serial: "rootfs".into(), access: DiskAccess::ReadOnly, extents, discard, limits };
     vmm.done(&Request::AddDisk(disk), &[file(&[0; 4096]).as_fd()]);
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("vsock")).unwrap();
@@ -65,9 +63,11 @@ fn boot_all_kinds() -> Vmm {
     let vsock = VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] };
     vmm.done(&Request::AddVsock(vsock), &[listener.as_fd(), OwnedFd::from(theirs).as_fd()]);
     vmm.done(&Request::AddEntropy, &[]);
+    vmm.done(&Request::AddBalloon, &[]);
+    vmm.done(&Request::AddHotplugMemory { mib: 128 }, &[]);
     vmm.done(&Request::Boot, &[]);
     // Answers from the event loop, while the guest works.
-    while vmm.stats().console_bytes < 3 * 3 + 4 {
+    while vmm.stats().console_bytes < 3 * 5 + 4 {
         std::thread::yield_now();
     }
     vmm
@@ -197,10 +197,10 @@ fn every_thread_has_its_own_namespaces_and_an_empty_root() {
 fn devices_work_under_the_filters() {
     let vmm = boot_all_kinds();
     // What starts and resets a device runs on the vCPU's thread: a denied call there would have been the end.
-    assert!(vmm.stats().exits["mmio_write"] > 3 * 3 * 10);
+    assert!(vmm.stats().exits["mmio_write"] > 3 * 5 * 10);
     vmm.done(&Request::Stop, &[]);
     let (reason, console, status) = vmm.end();
-    let expected = [[15; 3 * 3].as_slice(), b"done"].concat();
+    let expected = [[15; 3 * 5].as_slice(), b"done"].concat();
     assert_eq!((reason, console, status), (ExitReason::Stopped, expected, 0));
 }
 
@@ -257,7 +257,10 @@ fn open_descriptors_are_those_of_the_list() {
         ("anon_inode:kvm-vcpu", 2),
         ("anon_inode:kvm-vcpu-stats", 2),
         // The end of the VM, the console's interrupt; each device's interrupt, and two for each of its queues.
-        ("anon_inode:[eventfd", 2 + 3 + 2 * (1 + 3 + 1) + rings),
+        // And what the balloon and the memory hear by how large they are to be.
+        ("anon_inode:[eventfd", 2 + 5 + 2 * (1 + 3 + 1 + 4 + 1) + 2 + rings),
+        // The disk's limits.
+        ("anon_inode:[timerfd", 1),
         ("anon_inode:[io_uring", rings),
         // The event loop, and vsock's connections.
         ("anon_inode:[eventpoll", 2),
