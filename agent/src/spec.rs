@@ -9,6 +9,7 @@ mod mounts;
 mod process;
 mod resources;
 mod schema;
+mod seccomp;
 
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use config::{ContainerSpec, DeviceNode, Share, Sysctl};
 pub use mounts::{Filesystem, MountPoint, MountSpec};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing};
+pub use seccomp::SeccompFilter;
 
 /// Why a spec was refused.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ pub mod path;
 pub mod port;
 pub mod process;
 pub mod ready;
+pub mod seccomp;
 pub mod socket;
 pub mod terminal;
 

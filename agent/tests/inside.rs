@@ -268,9 +268,9 @@ fn a_mount_that_cannot_be_made_fails_the_creation_and_leaves_nothing() {
         let (_, message) = refusal(guest.create("c", &broken, [true; 3]).await);
         assert!(message.starts_with("cannot make the mount point /etc/passwd/x"), "{message}");
         assert_eq!(guest.footprint(), before);
-        let mut seccomp = spec(&["true"]);
-        seccomp["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
-        assert_eq!(refusal(guest.create("c", &seccomp, [false; 3]).await).0, Code::UNIMPLEMENTED);
+        let mut personality = spec(&["true"]);
+        personality["linux"]["personality"] = json!({"domain": "LINUX32"});
+        assert_eq!(refusal(guest.create("c", &personality, [false; 3]).await).0, Code::UNIMPLEMENTED);
         assert_eq!(guest.footprint(), before);
         guest
     });

@@ -61,7 +61,8 @@ const X32_OWN: [&str; 36] = [
 ];
 
 /// Calls that 64-bit programs have and x32 ones do not (the same table, "64" lines without an x32 one).
-const X32_ABSENT: [&str; 13] = [
+const X32_ABSENT: [&str; 14] = [
+    "map_shadow_stack",
     "uselib",
     "_sysctl",
     "create_module",

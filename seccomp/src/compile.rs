@@ -39,7 +39,9 @@ impl Filter {
 pub fn compile(profile: &Profile) -> Result<(Filter, Vec<String>), Error> {
     let mut notes = Vec::new();
     for name in profile.rules.iter().flat_map(|rule| &rule.names) {
-        let known = [Architecture::X86_64, Architecture::X86].iter().any(|arch| arch.number(name).is_some());
+        let known = [Architecture::X86_64, Architecture::X86]
+            .iter()
+            .any(|arch| arch.number(name).is_some() || arch.multiplexed(name).is_some());
         if !known {
             notes.push(format!("seccomp: system call {name:?} is unknown and ignored"));
         }
@@ -106,10 +108,12 @@ impl Table {
         let mut newest = None;
         for rule in &profile.rules {
             for name in &rule.names {
-                let Some(number) = architecture.number(name) else { continue };
-                newest = newest.max(Some(number));
+                let number = architecture.number(name);
+                newest = newest.max(number);
                 if rule.verdict != profile.default {
-                    table.add(number, rule, architecture);
+                    if let Some(number) = number {
+                        table.add(number, rule, architecture);
+                    }
                     table.add_multiplexed(name, rule, architecture);
                 }
             }

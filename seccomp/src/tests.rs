@@ -25,7 +25,7 @@ fn native(filter: &Filter, name: &str, first: u64) -> u32 {
     verdict(filter, AUDIT_X86_64, number, [first, 0, 0, 0, 0, 0])
 }
 
-fn rule(name: &str, action: &str, args: Value) -> Value {
+fn rule(name: &str, action: &str, args: &Value) -> Value {
     json!({"names": [name], "action": action, "args": args})
 }
 
@@ -93,12 +93,12 @@ fn a_multiplexer_is_no_way_around_a_rule() {
     let conditional = allowing(json!([rule(
         "socket",
         "SCMP_ACT_ERRNO",
-        json!([{"index": 0, "value": 40, "op": "SCMP_CMP_EQ"}])
+        &json!([{"index": 0, "value": 40, "op": "SCMP_CMP_EQ"}])
     )]));
     assert_eq!((of(&conditional, 1), of(&conditional, 2)), (EPERM, ALLOW));
     let conditional = filter(&json!({
         "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86"],
-        "syscalls": [rule("socket", "SCMP_ACT_ALLOW", json!([{"index": 0, "value": 40, "op": "SCMP_CMP_NE"}]))]}));
+        "syscalls": [rule("socket", "SCMP_ACT_ALLOW", &json!([{"index": 0, "value": 40, "op": "SCMP_CMP_NE"}]))]}));
     assert_eq!(of(&conditional, 1), EPERM);
     assert_eq!(verdict(&conditional, AUDIT_X86, 359, [1, 0, 0, 0, 0, 0]), ALLOW, "the call itself");
 }
@@ -107,7 +107,7 @@ fn a_multiplexer_is_no_way_around_a_rule() {
 fn a_rule_without_conditions_stands_above_those_with() {
     let when = json!([{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]);
     let rules =
-        [rule("personality", "SCMP_ACT_LOG", when), rule("personality", "SCMP_ACT_ALLOW", Value::Null)];
+        [rule("personality", "SCMP_ACT_LOG", &when), rule("personality", "SCMP_ACT_ALLOW", &Value::Null)];
     for rules in [json!(rules), json!([rules[1], rules[0]])] {
         let filter = filter(&json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}));
         assert_eq!(native(&filter, "personality", 1), ALLOW);
@@ -122,9 +122,9 @@ fn two_conditions_on_one_argument_are_two_rules() {
         json!([{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}, {"index": 1, "value": 5, "op": "SCMP_CMP_EQ"}]);
     let profile =
         |args| json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule("kill", "SCMP_ACT_ALLOW", args)]});
-    let either = filter(&profile(either));
+    let either = filter(&profile(&either));
     assert_eq!([1, 5, 6].map(|first| native(&either, "kill", first)), [ALLOW, ALLOW, EPERM]);
-    let both = filter(&profile(both));
+    let both = filter(&profile(&both));
     assert_eq!(verdict(&both, AUDIT_X86_64, 62, [1, 5, 0, 0, 0, 0]), ALLOW);
     assert_eq!(verdict(&both, AUDIT_X86_64, 62, [1, 6, 0, 0, 0, 0]), EPERM);
 }
@@ -188,7 +188,7 @@ fn a_program_that_the_kernel_would_refuse_is_an_error() {
     let conditions: Vec<Value> =
         (0..1500).map(|value| json!({"index": 0, "value": value, "op": "SCMP_CMP_EQ"})).collect();
     let rules: Vec<Value> =
-        ["kill", "read"].iter().map(|name| rule(name, "SCMP_ACT_ALLOW", json!(conditions))).collect();
+        ["kill", "read"].iter().map(|name| rule(name, "SCMP_ACT_ALLOW", &json!(conditions))).collect();
     let profile = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules});
     let profile = Profile::from_json(profile.to_string().as_bytes()).unwrap();
     assert!(matches!(compile(&profile), Err(Error::TooLong(_))));
@@ -259,7 +259,7 @@ fn some_rule() -> impl Strategy<Value = Rule> {
     let names = prop::collection::vec(0usize..450, 1..40).prop_map(|numbers| {
         numbers
             .into_iter()
-            .filter_map(|number| syscalls::x86_64::Sysno::new(number))
+            .filter_map(syscalls::x86_64::Sysno::new)
             .map(|call| call.name().to_owned())
             .collect()
     });

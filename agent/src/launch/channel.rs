@@ -44,11 +44,12 @@ pub enum Step {
     Stat,
     Access,
     Gate,
+    Seccomp,
     Exec,
 }
 
 impl Step {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 30] = [
         Self::Isolate,
         Self::CgroupNamespace,
         Self::JoinNamespaces,
@@ -77,6 +78,7 @@ impl Step {
         Self::Stat,
         Self::Access,
         Self::Gate,
+        Self::Seccomp,
         Self::Exec,
     ];
 
@@ -109,6 +111,7 @@ impl Step {
             Self::NoNewPrivileges => "cannot give up gaining privileges",
             Self::Search | Self::Stat | Self::Access => "cannot find the program",
             Self::Gate => "cannot wait for the start",
+            Self::Seccomp => "cannot install the seccomp filter",
             Self::Exec => "cannot run the program",
         }
     }

@@ -108,6 +108,7 @@ fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate) -> Result<
     if matches!(gate, Gate::Closed) {
         channel::wait_for_start(plan.channel).map_err(at(Step::Gate, 0))?;
     }
+    credentials::confine(plan)?;
     // SAFETY: the plan's lists end with null and point into the spec, which outlives it.
     let errno = unsafe { process::execute(program, &plan.argv, &plan.envp) };
     Err(at(Step::Exec, 0)(errno))

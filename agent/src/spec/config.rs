@@ -6,6 +6,7 @@ use std::ffi::CString;
 use super::mounts::{MountPoint, MountSpec, root_propagation};
 use super::process::{Console, ProcessSpec};
 use super::resources::Limits;
+use super::seccomp::SeccompFilter;
 use super::{SpecError, c_string, schema};
 
 /// Whether a container has a namespace of its own or uses the pod's.
@@ -48,6 +49,8 @@ pub struct ContainerSpec {
     pub propagation: u64,
     /// Resource limits.
     pub limits: Limits,
+    /// For every process.
+    pub seccomp: Option<SeccompFilter>,
 }
 
 /// A device node to make.
@@ -75,8 +78,8 @@ pub struct Sysctl {
 }
 
 impl ContainerSpec {
-    /// Parses config.json. Also returns remarks for the log.
-    pub fn from_json(json: &[u8]) -> Result<(Self, Vec<String>), SpecError> {
+    /// Parses config.json, whose seccomp profile comes compiled. Also returns remarks for the log.
+    pub fn from_json(json: &[u8], seccomp: Option<SeccompFilter>) -> Result<(Self, Vec<String>), SpecError> {
         let config: schema::Config = serde_json::from_slice(json)?;
         if !config.oci_version.starts_with("1.") {
             return Err(SpecError::unsupported(
@@ -87,6 +90,9 @@ impl ContainerSpec {
         let mut notes = Vec::new();
         let linux = config.linux;
         refuse_unsupported(&config.hooks, &linux)?;
+        if linux.seccomp.is_some() && seccomp.is_none() {
+            return Err(SpecError::unsupported("linux.seccomp", "the agent takes compiled filters only"));
+        }
         if !linux.mount_label.is_empty() {
             notes.push(format!("mount label {:?} ignored: the guest has no SELinux", linux.mount_label));
         }
@@ -133,6 +139,7 @@ impl ContainerSpec {
                     .map(|resources| Limits::parse(&resources, &mut notes))
                     .transpose()?
                     .unwrap_or_default(),
+                seccomp,
             },
             notes,
         ))
@@ -143,7 +150,6 @@ fn refuse_unsupported(hooks: &schema::Hooks, linux: &schema::Linux) -> Result<()
     let present = [
         ("hooks.createContainer", !hooks.create_container.is_empty()),
         ("hooks.startContainer", !hooks.start_container.is_empty()),
-        ("linux.seccomp", linux.seccomp.is_some()),
         ("linux.uidMappings", !linux.uid_mappings.is_empty()),
         ("linux.gidMappings", !linux.gid_mappings.is_empty()),
         ("linux.timeOffsets", !linux.time_offsets.is_empty()),

@@ -23,7 +23,7 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
-    ContainerSpec::from_json(spec.to_string().as_bytes()).map(|(spec, _)| spec)
+    ContainerSpec::from_json(spec.to_string().as_bytes(), None).map(|(spec, _)| spec)
 }
 
 #[test]
@@ -33,6 +33,18 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(spec.process.credentials.umask, 0o022);
     assert_eq!(spec.process.console, Console::Pipes);
     assert!(spec.process.capabilities.is_none() && spec.mounts.is_empty() && !spec.root_readonly);
+}
+
+#[test]
+fn a_seccomp_filter_has_the_shape_of_one() {
+    let instruction = [6, 0, 0, 0, 0, 0, 0xff, 0x7f];
+    let filter = SeccompFilter::from_bytes(&[instruction, instruction].concat(), 0b110).unwrap();
+    let [first, _] = filter.program.as_slice() else { panic!("{filter:?}") };
+    assert_eq!((first.code, first.jt, first.jf, first.k, filter.flags), (6, 0, 0, 0x7fff_0000, 6));
+    for bytes in [&[][..], &instruction[..7], &[0; 9], &[0; 4097 * 8]] {
+        assert!(matches!(SeccompFilter::from_bytes(bytes, 0), Err(SpecError::Invalid { .. })));
+    }
+    assert!(matches!(SeccompFilter::from_bytes(&instruction, 8), Err(SpecError::Unsupported { .. })));
 }
 
 #[test]
@@ -155,7 +167,7 @@ fn a_container_on_cgroup_v2_gets_cgroup2() {
 proptest! {
     #[test]
     fn no_json_panics(json in "\\PC{0,200}") {
-        let _ = ContainerSpec::from_json(json.as_bytes());
+        let _ = ContainerSpec::from_json(json.as_bytes(), None);
         let _ = ProcessSpec::from_json(json.as_bytes());
     }
 
