@@ -73,6 +73,7 @@ struct ProcessPlan<'a> {
     rlimits: &'a [Rlimit],
     no_new_privileges: bool,
     seccomp: Option<&'a SeccompFilter>,
+    personality: Option<u64>,
     oom_score_adj: String,
     stdio: [BorrowedFd<'a>; 3],
     proc: BorrowedFd<'a>,
@@ -91,6 +92,7 @@ struct InitPlan<'a> {
 struct ExecPlan<'a> {
     process: ProcessPlan<'a>,
     container: BorrowedFd<'a>,
+    time: Share,
 }
 
 /// A list of pointers as execve(2) takes it.
@@ -117,6 +119,7 @@ impl<'a> ProcessPlan<'a> {
             rlimits: spec.rlimits.as_ref().or(defaults.rlimits.as_ref()).map_or(&[], Vec::as_slice),
             no_new_privileges: spec.no_new_privileges.or(defaults.no_new_privileges).unwrap_or(false),
             seccomp: container.seccomp.as_ref(),
+            personality: container.personality,
             oom_score_adj: spec.oom_score_adj.or(defaults.oom_score_adj).unwrap_or(0).to_string(),
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             proc: environment.proc.as_fd(),
@@ -190,7 +193,8 @@ pub fn exec(
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
     let process = ProcessPlan::new(environment, spec, container_spec, stdio, child_end.as_fd());
-    let plan = ExecPlan { process, container };
+    let time = if container_spec.time.is_some() { Share::Own } else { Share::Pod };
+    let plan = ExecPlan { process, container, time };
     let own_pids = crate::sys::path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
         .map_err(LaunchError::agent("open the agent's pid namespace"))?;
     // Changes where children are born, not where the agent is. Nothing else can run before it is changed back below.

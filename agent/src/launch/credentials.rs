@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::ProcessPlan;
 use super::channel::{Failure, Step, at};
-use crate::sys::{path, process, seccomp};
+use crate::sys::{path, process, scheduling, seccomp};
 
 const PR_CAPBSET_DROP: libc::c_int = libc::PR_CAPBSET_DROP;
 /// `CAP_SYS_ADMIN` as a bit.
@@ -18,6 +18,10 @@ pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
     for (index, limit) in plan.rlimits.iter().enumerate() {
         process::set_limit(limit.resource, limit.soft, limit.hard).map_err(at(Step::Rlimit, index))?;
     }
+    if let Some(domain) = plan.personality {
+        scheduling::set_personality(domain).map_err(at(Step::Personality, 0))?;
+    }
+    set_scheduling(plan)?;
     let known = u64::MAX >> (63 - plan.last_capability);
     let sets = &plan.capabilities;
     for capability in 0..=plan.last_capability {
@@ -53,6 +57,20 @@ pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
     }
     process::set_umask(credentials.umask);
     Ok(())
+}
+
+fn set_scheduling(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
+    let wanted = &plan.spec.scheduling;
+    if let Some(cpus) = &wanted.affinity {
+        scheduling::set_affinity(cpus).map_err(at(Step::Scheduling, 0))?;
+    }
+    if let Some(attributes) = &wanted.scheduler {
+        scheduling::set_scheduler(attributes).map_err(at(Step::Scheduling, 1))?;
+    }
+    match wanted.io_priority {
+        Some(priority) => scheduling::set_io_priority(priority).map_err(at(Step::Scheduling, 2)),
+        None => Ok(()),
+    }
 }
 
 /// Installs the seccomp filter. It is the last step but the exec, so that a profile need not allow what the set-up does; only
