@@ -2,6 +2,7 @@
 //!
 //! The agent reads and writes these files through descriptors it opened itself; a container cannot redirect them.
 
+mod devices;
 mod events;
 mod stats;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::spec::{Limits, Missing};
+use crate::spec::{DeviceRules, Limits, Missing, Setting};
 use crate::sys;
 
 pub use stats::Stats;
@@ -62,6 +63,9 @@ pub enum CgroupError {
     /// It did not settle in time.
     #[error("cgroup: still not {0} after {deadline} s", deadline = SETTLE_DEADLINE.as_secs())]
     Unsettled(&'static str),
+    /// The kernel does not take the device filter.
+    #[error("cgroup: cannot limit the use of devices: {}", .0.desc())]
+    Devices(Errno),
     /// Waiting for a change failed.
     #[error("cgroup: cannot watch cgroup.events: {0}")]
     Watch(#[source] io::Error),
@@ -176,16 +180,16 @@ impl Cgroup {
     /// Writes every setting, or on an error none of them.
     pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
         self.check_usage(limits)?;
-        let mut written: Vec<(&str, String)> = Vec::new();
+        let mut written: Vec<(&Setting, String)> = Vec::new();
         for setting in &limits.settings {
             let before = self.read(&setting.file).unwrap_or_default();
             match self.write(&setting.file, &setting.value) {
-                Ok(()) => written.push((&setting.file, before)),
+                Ok(()) => written.push((setting, before)),
                 Err(CgroupError::Missing(_)) if setting.missing == Missing::Harmless => {}
                 Err(error) => {
-                    for (file, before) in written.iter().rev() {
-                        if let Err(undo) = self.write(file, before.trim_end()) {
-                            log::error!("restoring {file} after a failed update: {undo}");
+                    for (setting, before) in written.iter().rev() {
+                        if let Err(undo) = self.write(&setting.file, &setting.undo(before)) {
+                            log::error!("restoring {} after a failed update: {undo}", setting.file);
                         }
                     }
                     return Err(error);
@@ -193,6 +197,16 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Limits which devices its processes may use, for ever.
+    pub fn limit_devices(&self, rules: &DeviceRules) -> Result<(), CgroupError> {
+        sys::bpf::load_device_program(&devices::program(rules))
+            .and_then(|program| sys::bpf::attach_device_program(self.directory(), program.as_fd()))
+            .map_err(|source| match source {
+                Errno::ENOSYS => CgroupError::Missing("the use of devices".to_owned()),
+                source => CgroupError::Devices(source),
+            })
     }
 
     /// The kernel would reclaim, then kill, to get below a new limit.
@@ -260,7 +274,18 @@ impl Cgroup {
 
     /// Resource use at this moment.
     pub fn stats(&self) -> Stats {
-        stats::read(|file| self.read(file).unwrap_or_default())
+        stats::read(|file| self.read(file).unwrap_or_default(), &self.huge_page_sizes())
+    }
+
+    /// Of huge pages, from the names of the files that limit them.
+    fn huge_page_sizes(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return Vec::new() };
+        let size = |entry: std::fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            let size = name.strip_prefix("hugetlb.")?.strip_suffix(".max")?;
+            (!size.contains('.')).then(|| size.to_owned())
+        };
+        entries.filter_map(Result::ok).filter_map(size).collect()
     }
 
     /// Kills what is left, waits until nothing is, and removes the cgroup and those below. Can be repeated.

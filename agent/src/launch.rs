@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::reap::Children;
-use crate::spec::{CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, Share};
+use crate::spec::{CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Share};
 use crate::sys::process::{self, Cloned, Ended};
 
 use channel::{AgentEnd, Failure, Message, Step};
@@ -72,6 +72,8 @@ struct ProcessPlan<'a> {
     last_capability: u32,
     rlimits: &'a [Rlimit],
     no_new_privileges: bool,
+    seccomp: Option<&'a SeccompFilter>,
+    personality: Option<u64>,
     oom_score_adj: String,
     stdio: [BorrowedFd<'a>; 3],
     proc: BorrowedFd<'a>,
@@ -90,6 +92,7 @@ struct InitPlan<'a> {
 struct ExecPlan<'a> {
     process: ProcessPlan<'a>,
     container: BorrowedFd<'a>,
+    time: Share,
 }
 
 /// A list of pointers as execve(2) takes it.
@@ -101,10 +104,11 @@ impl<'a> ProcessPlan<'a> {
     fn new(
         environment: &'a Environment,
         spec: &'a ProcessSpec,
-        defaults: &'a ProcessSpec,
+        container: &'a ContainerSpec,
         stdio: &'a ChildStdio,
         channel: BorrowedFd<'a>,
     ) -> Self {
+        let defaults = &container.process;
         Self {
             spec,
             argv: pointers(&spec.args),
@@ -114,6 +118,8 @@ impl<'a> ProcessPlan<'a> {
             last_capability: environment.last_capability,
             rlimits: spec.rlimits.as_ref().or(defaults.rlimits.as_ref()).map_or(&[], Vec::as_slice),
             no_new_privileges: spec.no_new_privileges.or(defaults.no_new_privileges).unwrap_or(false),
+            seccomp: container.seccomp.as_ref(),
+            personality: container.personality,
             oom_score_adj: spec.oom_score_adj.or(defaults.oom_score_adj).unwrap_or(0).to_string(),
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             proc: environment.proc.as_fd(),
@@ -153,7 +159,7 @@ pub fn init(
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
     let plan = InitPlan {
-        process: ProcessPlan::new(environment, &spec.process, &spec.process, stdio, child_end.as_fd()),
+        process: ProcessPlan::new(environment, &spec.process, spec, stdio, child_end.as_fd()),
         spec,
         root,
         cwd: MountPoint::of_directory(&spec.process.cwd),
@@ -186,8 +192,9 @@ pub fn exec(
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
-    let process = ProcessPlan::new(environment, spec, &container_spec.process, stdio, child_end.as_fd());
-    let plan = ExecPlan { process, container };
+    let process = ProcessPlan::new(environment, spec, container_spec, stdio, child_end.as_fd());
+    let time = if container_spec.time.is_some() { Share::Own } else { Share::Pod };
+    let plan = ExecPlan { process, container, time };
     let own_pids = crate::sys::path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
         .map_err(LaunchError::agent("open the agent's pid namespace"))?;
     // Changes where children are born, not where the agent is. Nothing else can run before it is changed back below.

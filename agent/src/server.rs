@@ -14,7 +14,7 @@ use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, T
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::pod;
-use crate::spec::{ContainerSpec, Limits, ProcessSpec};
+use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter};
 use crate::sys::terminal::WindowSize;
 
 /// The longest time that processes get between SIGTERM and SIGKILL at a shutdown.
@@ -52,7 +52,10 @@ impl Service {
             return Err(Error::ShuttingDown);
         }
         let id = request.container_id;
-        let (spec, notes) = ContainerSpec::from_json(&request.spec)?;
+        let filter = request.seccomp.as_ref();
+        let filter =
+            filter.map(|filter| SeccompFilter::from_bytes(&filter.program, filter.flags)).transpose()?;
+        let (spec, notes) = ContainerSpec::from_json(&request.spec, filter)?;
         for note in notes {
             log::info!("container {id}: {note}");
         }

@@ -5,19 +5,25 @@
 
 mod capabilities;
 mod config;
+mod devices;
 mod mounts;
 mod process;
 mod resources;
+mod scheduling;
 mod schema;
+mod seccomp;
+mod time;
 
 #[cfg(test)]
 mod tests;
 
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Share, Sysctl};
+pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
 pub use mounts::{Filesystem, MountPoint, MountSpec};
 pub use process::{Console, ProcessSpec, Rlimit};
-pub use resources::{Limits, Missing};
+pub use resources::{Limits, Missing, Setting};
+pub use seccomp::SeccompFilter;
 
 /// Why a spec was refused.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,12 @@ impl SpecError {
     fn unsupported(field: &'static str, reason: impl Into<String>) -> Self {
         Self::Unsupported { field, reason: reason.into() }
     }
+}
+
+/// The rules of a JSON list.
+#[cfg(test)]
+pub fn device_rules(json: &str) -> Result<DeviceRules, SpecError> {
+    DeviceRules::parse(&serde_json::from_str::<Vec<schema::DeviceRule>>(json)?)
 }
 
 /// A string for the kernel.

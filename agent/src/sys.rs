@@ -3,11 +3,14 @@
 //! Everything here takes borrowed arguments, allocates nothing and returns [`nix::errno::Errno`], so that the code
 //! which runs between clone and exec can use it. It must not hold policy.
 
+pub mod bpf;
 pub mod mount;
 pub mod path;
 pub mod port;
 pub mod process;
 pub mod ready;
+pub mod scheduling;
+pub mod seccomp;
 pub mod socket;
 pub mod terminal;
 

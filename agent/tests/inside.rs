@@ -201,6 +201,119 @@ fn devices_and_links_are_there() {
 }
 
 #[test]
+fn scheduling_and_personality_are_set() {
+    with_guest(|guest| async {
+        let script = "uname -m; ionice; grep Cpus_allowed_list /proc/self/status | tr -d '\\t'; cut -d ' ' -f 19,41 /proc/self/stat";
+        let mut scheduled = spec(&["sh", "-c", script]);
+        scheduled["linux"]["personality"] = json!({"domain": "LINUX32"});
+        scheduled["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
+        scheduled["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 5});
+        scheduled["process"]["execCPUAffinity"] = json!({"initial": "0-1", "final": "0"});
+        let output = guest.run(&scheduled).await;
+        // The last two are the nice value and the number of SCHED_BATCH.
+        assert_eq!(output.stdout, "i686\nbest-effort: prio 5\nCpus_allowed_list:0\n7 3\n", "{output:?}");
+
+        // The personality is the container's; the rest is each process's own.
+        scheduled["process"]["args"] = json!(["sleep", "1000"]);
+        guest.create("c", &scheduled, [false; 3]).await.unwrap();
+        guest.start_process("c", "").await.unwrap();
+        let output = guest
+            .exec(
+                "c",
+                "e",
+                &spec(&[
+                    "sh",
+                    "-c",
+                    "uname -m; [ $(cut -d ' ' -f 19 /proc/self/stat) = 7 ] && echo inherited",
+                ])["process"]
+                    .take(),
+            )
+            .await;
+        assert_eq!(output.stdout, "i686\n");
+        guest.delete("c").await.unwrap();
+        guest
+    });
+}
+
+#[test]
+fn clocks_of_an_own_time_namespace_are_ahead() {
+    with_guest(|guest| async {
+        let script = "cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time";
+        let own = guest.shell(script).await.stdout;
+        let read = |text: &str| {
+            let (uptime, namespace) = text.trim().split_once('\n').unwrap();
+            (uptime.parse::<u64>().unwrap(), namespace.to_owned())
+        };
+        let (before, shared) = read(&own);
+        assert!(before < 1_000_000_000);
+        let mut ahead = spec(&["sh", "-c", script]);
+        ahead["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+        ahead["linux"]["timeOffsets"] = json!({
+            "boottime": {"secs": 2_000_000_000, "nanosecs": 5}, "monotonic": {"secs": 2_000_000_000}});
+        let (uptime, namespace) = read(&guest.run(&ahead).await.stdout);
+        assert!((before + 2_000_000_000..before + 2_000_001_000).contains(&uptime), "{uptime}");
+        assert_ne!(namespace, shared);
+
+        ahead["process"]["args"] = json!(["sleep", "1000"]);
+        guest.create("c", &ahead, [false; 3]).await.unwrap();
+        guest.start_process("c", "").await.unwrap();
+        let same = "[ $(readlink /proc/1/ns/time) = $(readlink /proc/self/ns/time) ] || echo differs; cut -d. -f1 /proc/uptime";
+        let output = guest.exec("c", "e", &spec(&["sh", "-c", same])["process"].take()).await;
+        assert!(output.stdout.trim().parse::<u64>().unwrap() >= 2_000_000_000, "{output:?}");
+        guest.delete("c").await.unwrap();
+        guest
+    });
+}
+
+#[test]
+fn only_allowed_devices_can_be_used() {
+    with_guest(|guest| async {
+        let script = "
+            cd /tmp; mknod kmsg c 1 11 && cat kmsg 2>&1; mknod mem c 1 1 && head -c 1 mem 2>&1
+            mknod disk b 7 0 && head -c 1 disk 2>&1; mknod null c 1 3 && echo x > null && echo null
+            for d in null zero full random urandom; do head -c 0 /dev/$d || echo $d; done; echo > /dev/null
+            head -c 0 fuse 2>&1";
+        let mut devices = spec(&["sh", "-c", script]);
+        let refused = "cat: can't open 'kmsg': Operation not permitted\nhead: mem: Operation not permitted\n\
+                       head: disk: Operation not permitted\nnull\n";
+        let missing = "head: fuse: No such file or directory\n";
+        // Nothing is said: nothing but the default devices.
+        assert_eq!(guest.run(&devices).await.stdout, format!("{refused}{missing}"));
+        devices["linux"]["resources"]["devices"] = json!([
+            {"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 10, "access": "m"}]);
+        assert_eq!(guest.run(&devices).await.stdout, format!("{refused}{missing}"));
+        // A rule that allows, and one after it that takes part of it back.
+        let mut rules = spec(&[
+            "sh",
+            "-c",
+            "
+            cd /tmp; mknod fuse c 10 229; head -c 0 fuse && echo read; echo > fuse && echo written",
+        ]);
+        rules["linux"]["resources"]["devices"] = json!([
+            {"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 10, "access": "rwm"},
+            {"allow": false, "type": "c", "major": 10, "minor": 229, "access": "w"}]);
+        let output = guest.run(&rules).await;
+        assert_eq!(
+            (output.stdout.as_str(), output.stderr.as_str()),
+            ("read\n", "sh: can't create fuse: Operation not permitted\n")
+        );
+        guest
+    });
+}
+
+#[test]
+fn an_exec_may_use_no_other_devices_than_its_container() {
+    with_guest(|guest| async {
+        guest.create("c", &spec(&["sleep", "1000"]), [false; 3]).await.unwrap();
+        guest.start_process("c", "").await.unwrap();
+        let process = spec(&["sh", "-c", "mknod /tmp/mem c 1 1; head -c 1 /tmp/mem"])["process"].take();
+        assert_eq!(guest.exec("c", "e", &process).await.stderr, "head: /tmp/mem: Operation not permitted\n");
+        guest.delete("c").await.unwrap();
+        guest
+    });
+}
+
+#[test]
 fn a_user_can_reopen_its_standard_streams() {
     with_guest(|guest| async {
         let mut user = spec(&["sh", "-c", "echo again > /dev/stdout; echo error > /dev/stderr"]);
@@ -268,9 +381,9 @@ fn a_mount_that_cannot_be_made_fails_the_creation_and_leaves_nothing() {
         let (_, message) = refusal(guest.create("c", &broken, [true; 3]).await);
         assert!(message.starts_with("cannot make the mount point /etc/passwd/x"), "{message}");
         assert_eq!(guest.footprint(), before);
-        let mut seccomp = spec(&["true"]);
-        seccomp["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
-        assert_eq!(refusal(guest.create("c", &seccomp, [false; 3]).await).0, Code::UNIMPLEMENTED);
+        let mut personality = spec(&["true"]);
+        personality["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]});
+        assert_eq!(refusal(guest.create("c", &personality, [false; 3]).await).0, Code::UNIMPLEMENTED);
         assert_eq!(guest.footprint(), before);
         guest
     });

@@ -17,6 +17,7 @@ mod command;
 mod defaults;
 pub mod env;
 mod limits;
+pub mod seccomp;
 #[cfg(test)]
 mod tests;
 pub mod user;
@@ -28,6 +29,7 @@ pub use vm::{Lifecycle, VmSize, VmSizeError};
 use crate::quantity::{Bytes, Cpus, PidsLimit};
 use capabilities::CapabilitySet;
 use env::{Change, Environment};
+use seccomp::Seccomp;
 use user::Identity;
 
 /// Why no specification can be made.
@@ -51,6 +53,9 @@ pub enum SpecError {
     /// A size that the VM cannot have.
     #[error(transparent)]
     VmSize(#[from] VmSizeError),
+    /// `--security-opt seccomp=FILE`.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::ProfileError),
     /// The builder missed something.
     #[error("the container's specification is not complete")]
     Builder(#[from] OciSpecError),
@@ -113,6 +118,8 @@ pub struct ContainerRequest<'a> {
     pub capabilities: CapabilitySet,
     /// `--security-opt`.
     pub security: &'a [SecurityOption],
+    /// Which system calls it may make.
+    pub seccomp: &'a Seccomp,
     /// The VM around the container.
     pub vm: VmSize,
     /// Who cleans up.
@@ -136,13 +143,16 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
         mounts.retain(|mount| mount.destination().as_os_str() != tmpfs.path.as_str());
         mounts.push(defaults::mount("tmpfs", &tmpfs.path, "tmpfs", tmpfs.options.clone())?);
     }
-    let linux = LinuxBuilder::default()
+    let process = first_process(request, &hostname)?;
+    let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
+    let mut linux = LinuxBuilder::default()
         .namespaces(defaults::namespaces()?)
         .resources(resources(request)?)
         .masked_paths(defaults::strings(defaults::MASKED_PATHS))
         .readonly_paths(defaults::strings(defaults::READONLY_PATHS))
         .cgroups_path(format!("/hull/{}", request.id))
         .build()?;
+    linux.set_seccomp(request.seccomp.resolve(&bounding.unwrap_or_default())?);
     let mut annotations: HashMap<String, String> = request.vm.annotations().into();
     annotations.insert(Lifecycle::ANNOTATION.to_owned(), request.lifecycle.as_str().to_owned());
     let root = RootBuilder::default()
@@ -154,7 +164,7 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
         .root(root)
         .hostname(hostname.clone())
         .mounts(mounts)
-        .process(first_process(request, &hostname)?)
+        .process(process)
         .linux(linux)
         .annotations(annotations)
         .build()?)

@@ -4,6 +4,7 @@
 //! own: it is finished whoever still waits for the answer.
 
 mod convert;
+mod metrics;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -190,7 +191,7 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         let stats = self.run(|pod| async move { pod.container(&request.id)?.stats().await }).await?;
-        let stats = MessageField::some(convert::metrics(&stats)?);
+        let stats = MessageField::some(metrics::metrics(&stats)?);
         Ok(api::StatsResponse { stats, ..Default::default() })
     }
 

@@ -4,6 +4,7 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod seccomp;
 mod shape;
 mod translate;
 
@@ -58,6 +59,9 @@ pub enum SpecError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// The seccomp profile.
+    #[error(transparent)]
+    Seccomp(#[from] hull_seccomp::Error),
     /// Something that a VM cannot do, at least not yet.
     #[error("{0}")]
     Unsupported(String),
@@ -67,10 +71,14 @@ impl SpecError {
     /// The status code for the client.
     pub fn code(&self) -> Code {
         match self {
-            Self::Unsupported(_) => Code::UNIMPLEMENTED,
-            Self::Malformed { .. } | Self::Missing(_) | Self::Annotation { .. } | Self::TooLong(_) => {
-                Code::INVALID_ARGUMENT
+            Self::Unsupported(_) | Self::Seccomp(hull_seccomp::Error::Unsupported { .. }) => {
+                Code::UNIMPLEMENTED
             }
+            Self::Seccomp(_)
+            | Self::Malformed { .. }
+            | Self::Missing(_)
+            | Self::Annotation { .. }
+            | Self::TooLong(_) => Code::INVALID_ARGUMENT,
             Self::Read { .. } => Code::UNKNOWN,
         }
     }
@@ -81,6 +89,8 @@ impl SpecError {
 pub struct ContainerConfig {
     /// The runtime-spec as the guest gets it, JSON.
     pub guest_spec: Vec<u8>,
+    /// Its seccomp profile, compiled.
+    pub seccomp: Option<hull_seccomp::Filter>,
     /// The VM it asks for.
     pub shape: VmShape,
     /// The pod's host name.
@@ -109,6 +119,7 @@ impl ContainerConfig {
         let shape = VmShape::of(&spec)?;
         let lifecycle = shape::lifecycle(&spec)?;
         translate::container(&mut spec, id)?;
+        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
         if hostname.len() > HOSTNAME_MAX {
             let end =
@@ -116,7 +127,7 @@ impl ContainerConfig {
             hostname.truncate(end);
         }
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(Self { guest_spec, shape, hostname, lifecycle })
+        Ok(Self { guest_spec, seccomp, shape, hostname, lifecycle })
     }
 }
 

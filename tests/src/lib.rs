@@ -9,6 +9,7 @@
 pub mod craft;
 pub mod hull;
 pub mod leaks;
+pub mod libseccomp;
 pub mod peers;
 pub mod terminal;
 

@@ -48,8 +48,8 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
             "nextest",
             "run",
             "--workspace",
-            "--exclude",
-            "hull-tests",
+            "-E",
+            "not binary(=e2e)",
             "--all-features",
             "--no-fail-fast",
         ]))?;
@@ -108,7 +108,7 @@ pub fn bench() -> Result<ExitCode, Error> {
 /// The agent's own tests once more, where the limits are real: a machine whose cgroups are of version 1 has none.
 fn agent() -> Result<Count, Error> {
     let mut count = Count::default();
-    for name in ["life_cycle", "inside", "streams"] {
+    for name in ["hostile", "life_cycle", "inside", "resources", "seccomp", "streams"] {
         let mut host = where_guests_run(600, "2048")?;
         count += counted(host.arg(executable("agent", name)?))?;
     }

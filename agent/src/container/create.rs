@@ -54,6 +54,7 @@ pub async fn run(
     let mut launched = None;
     let steps = async {
         cgroup.apply(&spec.limits)?;
+        cgroup.limit_devices(&spec.device_rules)?;
         rootfs.mount(&environment.disks, &environment.children, request).await?;
         let (stdio, child) = Prepared::new(expected, spec.process.console, &environment.null)
             .map_err(Error::system("make pipes"))?;

@@ -18,6 +18,7 @@ use crate::sys::socket;
 pub enum Step {
     Isolate,
     CgroupNamespace,
+    TimeNamespace,
     JoinNamespaces,
     Root,
     MountPoint,
@@ -35,6 +36,8 @@ pub enum Step {
     Loopback,
     OomScore,
     Rlimit,
+    Personality,
+    Scheduling,
     Stdio,
     Credentials,
     Capabilities,
@@ -44,13 +47,15 @@ pub enum Step {
     Stat,
     Access,
     Gate,
+    Seccomp,
     Exec,
 }
 
 impl Step {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 33] = [
         Self::Isolate,
         Self::CgroupNamespace,
+        Self::TimeNamespace,
         Self::JoinNamespaces,
         Self::Root,
         Self::MountPoint,
@@ -68,6 +73,8 @@ impl Step {
         Self::Loopback,
         Self::OomScore,
         Self::Rlimit,
+        Self::Personality,
+        Self::Scheduling,
         Self::Stdio,
         Self::Credentials,
         Self::Capabilities,
@@ -77,6 +84,7 @@ impl Step {
         Self::Stat,
         Self::Access,
         Self::Gate,
+        Self::Seccomp,
         Self::Exec,
     ];
 
@@ -85,6 +93,7 @@ impl Step {
         match self {
             Self::Isolate => "cannot leave the agent's session",
             Self::CgroupNamespace => "cannot make a cgroup namespace",
+            Self::TimeNamespace => "cannot make a time namespace",
             Self::JoinNamespaces => "cannot join the container's namespaces",
             Self::Root => "cannot open the root file system",
             Self::MountPoint => "cannot make the mount point",
@@ -102,6 +111,8 @@ impl Step {
             Self::Loopback => "cannot bring the loopback interface up",
             Self::OomScore => "cannot set the OOM score",
             Self::Rlimit => "cannot set a resource limit",
+            Self::Personality => "cannot set the personality",
+            Self::Scheduling => "cannot set the scheduling of the process",
             Self::Stdio => "cannot set the standard streams",
             Self::Credentials => "cannot become the user",
             Self::Capabilities => "cannot set the capabilities",
@@ -109,6 +120,7 @@ impl Step {
             Self::NoNewPrivileges => "cannot give up gaining privileges",
             Self::Search | Self::Stat | Self::Access => "cannot find the program",
             Self::Gate => "cannot wait for the start",
+            Self::Seccomp => "cannot install the seccomp filter",
             Self::Exec => "cannot run the program",
         }
     }

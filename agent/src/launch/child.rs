@@ -34,6 +34,9 @@ fn run_init(plan: &InitPlan<'_>) -> Result<Infallible, Failure> {
     // Only now, in the container's cgroup, is that cgroup the root of a new namespace.
     process::unshare(libc::CLONE_NEWCGROUP).map_err(at(Step::CgroupNamespace, 0))?;
     let spec = plan.spec;
+    if let Some(offsets) = &spec.time {
+        enter_time_namespace(&plan.process, offsets).map_err(at(Step::TimeNamespace, 0))?;
+    }
     let slave = rootfs::build(plan)?;
     if spec.uts == Share::Own {
         if let Some(name) = &spec.hostname {
@@ -55,7 +58,8 @@ fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWNET
-        | libc::CLONE_NEWCGROUP;
+        | libc::CLONE_NEWCGROUP
+        | if plan.time == Share::Own { libc::CLONE_NEWTIME } else { 0 };
     process::join_namespaces(plan.container, namespaces).map_err(at(Step::JoinNamespaces, 0))?;
     let slave = match plan.process.spec.console {
         Console::Pipes => None,
@@ -65,6 +69,17 @@ fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
         }
     };
     finish(&plan.process, slave, Gate::Open)
+}
+
+/// A new time namespace is for children first; its clocks can be set until somebody is in it.
+fn enter_time_namespace(plan: &ProcessPlan<'_>, offsets: &[u8]) -> nix::Result<()> {
+    process::unshare(libc::CLONE_NEWTIME)?;
+    if !offsets.is_empty() {
+        let file = path::open_at(plan.proc, c"self/timens_offsets", libc::O_WRONLY)?;
+        path::write_control(file.as_fd(), offsets)?;
+    }
+    let namespace = path::open_at(plan.proc, c"self/ns/time_for_children", libc::O_RDONLY)?;
+    process::join_namespaces(namespace.as_fd(), libc::CLONE_NEWTIME)
 }
 
 /// Out of reach of a container's processes while this one still is a copy of the agent, and out of the agent's session.
@@ -108,6 +123,7 @@ fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate) -> Result<
     if matches!(gate, Gate::Closed) {
         channel::wait_for_start(plan.channel).map_err(at(Step::Gate, 0))?;
     }
+    credentials::confine(plan)?;
     // SAFETY: the plan's lists end with null and point into the spec, which outlives it.
     let errno = unsafe { process::execute(program, &plan.argv, &plan.envp) };
     Err(at(Step::Exec, 0)(errno))

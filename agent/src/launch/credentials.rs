@@ -1,20 +1,27 @@
 //! The last steps before exec, in the order in which each still has the rights it needs: limits, bounding set, user,
-//! capabilities, no_new_privs.
+//! capabilities, no_new_privs, seccomp.
 
 use nix::errno::Errno;
 
 use super::ProcessPlan;
 use super::channel::{Failure, Step, at};
-use crate::sys::{path, process};
+use crate::sys::{path, process, scheduling, seccomp};
 
 const PR_CAPBSET_DROP: libc::c_int = libc::PR_CAPBSET_DROP;
+/// `CAP_SYS_ADMIN` as a bit.
+const SYS_ADMIN: u64 = 1 << 21;
 
-/// Gives the calling process the rights of the plan and no more. Ends in the working directory.
+/// Gives the calling process the rights of the plan and no more, but for what [`confine`] needs and then takes. Ends in the
+/// working directory.
 pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
     set_oom_score(plan).map_err(at(Step::OomScore, 0))?;
     for (index, limit) in plan.rlimits.iter().enumerate() {
         process::set_limit(limit.resource, limit.soft, limit.hard).map_err(at(Step::Rlimit, index))?;
     }
+    if let Some(domain) = plan.personality {
+        scheduling::set_personality(domain).map_err(at(Step::Personality, 0))?;
+    }
+    set_scheduling(plan)?;
     let known = u64::MAX >> (63 - plan.last_capability);
     let sets = &plan.capabilities;
     for capability in 0..=plan.last_capability {
@@ -37,14 +44,53 @@ pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
         process::change_directory(&plan.spec.cwd).map_err(at(Step::Cwd, 0))?;
     }
     process::check_directory_reachable().map_err(at(Step::Cwd, 0))?;
-    process::set_capabilities(sets.effective & known, sets.permitted & known, sets.inheritable & known)
-        .map_err(at(Step::Capabilities, 0))?;
+    let extra = needed_for_filter(plan);
+    process::set_capabilities(
+        sets.effective & known | extra,
+        sets.permitted & known | extra,
+        sets.inheritable & known,
+    )
+    .map_err(at(Step::Capabilities, 0))?;
     set_ambient(sets.ambient & known, plan.last_capability).map_err(at(Step::AmbientCapabilities, 0))?;
     if plan.no_new_privileges {
         process::control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(at(Step::NoNewPrivileges, 0))?;
     }
     process::set_umask(credentials.umask);
     Ok(())
+}
+
+fn set_scheduling(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
+    let wanted = &plan.spec.scheduling;
+    if let Some(cpus) = &wanted.affinity {
+        scheduling::set_affinity(cpus).map_err(at(Step::Scheduling, 0))?;
+    }
+    if let Some(attributes) = &wanted.scheduler {
+        scheduling::set_scheduler(attributes).map_err(at(Step::Scheduling, 1))?;
+    }
+    match wanted.io_priority {
+        Some(priority) => scheduling::set_io_priority(priority).map_err(at(Step::Scheduling, 2)),
+        None => Ok(()),
+    }
+}
+
+/// Installs the seccomp filter. It is the last step but the exec, so that a profile need not allow what the set-up does; only
+/// a process that may still gain privileges gives up one capability after it, and so needs capset(2).
+pub fn confine(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
+    let Some(filter) = plan.seccomp else { return Ok(()) };
+    seccomp::install(&filter.program, filter.flags).map_err(at(Step::Seccomp, 0))?;
+    if needed_for_filter(plan) == 0 {
+        return Ok(());
+    }
+    let known = u64::MAX >> (63 - plan.last_capability);
+    let sets = &plan.capabilities;
+    process::set_capabilities(sets.effective & known, sets.permitted & known, sets.inheritable & known)
+        .map_err(at(Step::Capabilities, 1))
+}
+
+/// The kernel takes a filter from a process that cannot gain privileges, or that has this one (seccomp(2)).
+fn needed_for_filter(plan: &ProcessPlan<'_>) -> u64 {
+    let has_it = plan.no_new_privileges || plan.capabilities.effective & SYS_ADMIN != 0;
+    if plan.seccomp.is_none() || has_it { 0 } else { SYS_ADMIN }
 }
 
 /// Always written: the agent's own score, which a child starts with, would make it unkillable.

@@ -204,6 +204,12 @@ fn mask(plan: &InitPlan<'_>, root: &OwnedFd, name: &CStr) -> nix::Result<()> {
     let Some(target) = existing(root, name)? else { return Ok(()) };
     let is_directory = path::kind(&path::stat(target.as_fd())?) == libc::S_IFDIR;
     let cover = path::open(if is_directory { plan.mask_directory } else { plan.mask_file }, libc::O_PATH)?;
+    let stat = path::stat(cover.as_fd())?;
+    let is_right =
+        if is_directory { path::kind(&stat) == libc::S_IFDIR } else { path::is_char_device(&stat, 1, 3) };
+    if !is_right {
+        return Err(Errno::EINVAL);
+    }
     let copy = mount::clone_tree(cover.as_fd(), Depth::One)?;
     mount::attach(copy.as_fd(), target.as_fd())
 }

@@ -3,9 +3,13 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 
+use super::devices::DeviceRules;
 use super::mounts::{MountPoint, MountSpec, root_propagation};
 use super::process::{Console, ProcessSpec};
 use super::resources::Limits;
+use super::scheduling;
+use super::seccomp::SeccompFilter;
+use super::time;
 use super::{SpecError, c_string, schema};
 
 /// Whether a container has a namespace of its own or uses the pod's.
@@ -36,6 +40,10 @@ pub struct ContainerSpec {
     pub ipc: Share,
     /// UTS namespace.
     pub uts: Share,
+    /// For a time namespace of its own: the offsets of its clocks, as the kernel takes them.
+    pub time: Option<Vec<u8>>,
+    /// Execution domain, for every process.
+    pub personality: Option<u64>,
     /// Besides the default devices.
     pub devices: Vec<DeviceNode>,
     /// Relative to the root.
@@ -48,6 +56,10 @@ pub struct ContainerSpec {
     pub propagation: u64,
     /// Resource limits.
     pub limits: Limits,
+    /// Which devices may be used.
+    pub device_rules: DeviceRules,
+    /// For every process.
+    pub seccomp: Option<SeccompFilter>,
 }
 
 /// A device node to make.
@@ -75,8 +87,8 @@ pub struct Sysctl {
 }
 
 impl ContainerSpec {
-    /// Parses config.json. Also returns remarks for the log.
-    pub fn from_json(json: &[u8]) -> Result<(Self, Vec<String>), SpecError> {
+    /// Parses config.json, whose seccomp profile comes compiled. Also returns remarks for the log.
+    pub fn from_json(json: &[u8], seccomp: Option<SeccompFilter>) -> Result<(Self, Vec<String>), SpecError> {
         let config: schema::Config = serde_json::from_slice(json)?;
         if !config.oci_version.starts_with("1.") {
             return Err(SpecError::unsupported(
@@ -87,6 +99,9 @@ impl ContainerSpec {
         let mut notes = Vec::new();
         let linux = config.linux;
         refuse_unsupported(&config.hooks, &linux)?;
+        if linux.seccomp.is_some() && seccomp.is_none() {
+            return Err(SpecError::unsupported("linux.seccomp", "the agent takes compiled filters only"));
+        }
         if !linux.mount_label.is_empty() {
             notes.push(format!("mount label {:?} ignored: the guest has no SELinux", linux.mount_label));
         }
@@ -96,6 +111,10 @@ impl ContainerSpec {
         let namespaces = Namespaces::parse(&linux.namespaces)?;
         if namespaces.uts == Share::Pod && !(config.hostname.is_empty() && config.domainname.is_empty()) {
             return Err(SpecError::invalid("hostname", "needs a uts namespace of its own"));
+        }
+        let offsets = time::offsets(&linux.time_offsets)?;
+        if !offsets.is_empty() && namespaces.time == Share::Pod {
+            return Err(SpecError::invalid("linux.timeOffsets", "needs a time namespace of its own"));
         }
         let process = ProcessSpec::parse(config.process, &mut notes)?;
         let mounts = config.mounts.iter().map(MountSpec::parse).collect::<Result<Vec<_>, _>>()?;
@@ -119,6 +138,8 @@ impl ContainerSpec {
                 network: namespaces.network,
                 ipc: namespaces.ipc,
                 uts: namespaces.uts,
+                time: (namespaces.time == Share::Own).then_some(offsets),
+                personality: linux.personality.as_ref().map(scheduling::personality).transpose()?,
                 devices: linux.devices.iter().map(DeviceNode::parse).collect::<Result<_, _>>()?,
                 masked_paths: paths("linux.maskedPaths", &linux.masked_paths)?,
                 readonly_paths: paths("linux.readonlyPaths", &linux.readonly_paths)?,
@@ -128,11 +149,15 @@ impl ContainerSpec {
                     .map(|(name, value)| Sysctl::parse(name, value, &namespaces))
                     .collect::<Result<_, _>>()?,
                 propagation: root_propagation(&linux.rootfs_propagation)?,
+                device_rules: DeviceRules::parse(
+                    linux.resources.as_ref().map_or(&[], |resources| resources.devices.as_slice()),
+                )?,
                 limits: linux
                     .resources
                     .map(|resources| Limits::parse(&resources, &mut notes))
                     .transpose()?
                     .unwrap_or_default(),
+                seccomp,
             },
             notes,
         ))
@@ -143,13 +168,10 @@ fn refuse_unsupported(hooks: &schema::Hooks, linux: &schema::Linux) -> Result<()
     let present = [
         ("hooks.createContainer", !hooks.create_container.is_empty()),
         ("hooks.startContainer", !hooks.start_container.is_empty()),
-        ("linux.seccomp", linux.seccomp.is_some()),
         ("linux.uidMappings", !linux.uid_mappings.is_empty()),
         ("linux.gidMappings", !linux.gid_mappings.is_empty()),
-        ("linux.timeOffsets", !linux.time_offsets.is_empty()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.memoryPolicy", linux.memory_policy.is_some()),
-        ("linux.personality", linux.personality.is_some()),
     ];
     match present.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(SpecError::unsupported(field, "not supported by this agent")),
@@ -161,6 +183,7 @@ struct Namespaces {
     network: Share,
     ipc: Share,
     uts: Share,
+    time: Share,
 }
 
 impl Namespaces {
@@ -170,8 +193,8 @@ impl Namespaces {
         for namespace in list {
             let kind = namespace.kind.as_str();
             match kind {
-                "pid" | "mount" | "network" | "ipc" | "uts" | "cgroup" => {}
-                "user" | "time" => {
+                "pid" | "mount" | "network" | "ipc" | "uts" | "cgroup" | "time" => {}
+                "user" => {
                     return Err(SpecError::unsupported(
                         FIELD,
                         format!("a {kind} namespace is not supported by this agent"),
@@ -198,7 +221,7 @@ impl Namespaces {
             }
         }
         let share = |kind| if kinds.contains(kind) { Share::Own } else { Share::Pod };
-        Ok(Self { network: share("network"), ipc: share("ipc"), uts: share("uts") })
+        Ok(Self { network: share("network"), ipc: share("ipc"), uts: share("uts"), time: share("time") })
     }
 }
 

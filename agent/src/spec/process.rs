@@ -3,6 +3,7 @@
 use std::ffi::CString;
 
 use super::capabilities::CapabilitySets;
+use super::scheduling::Scheduling;
 use super::{SpecError, c_string, schema};
 use crate::sys::terminal::WindowSize;
 
@@ -25,6 +26,8 @@ pub struct ProcessSpec {
     pub no_new_privileges: Option<bool>,
     /// `None`: the spec says nothing.
     pub oom_score_adj: Option<i32>,
+    /// When and where it runs.
+    pub scheduling: Scheduling,
     /// What the standard streams are.
     pub console: Console,
 }
@@ -84,15 +87,7 @@ impl ProcessSpec {
             // The name alone: values can be secrets.
             return Err(SpecError::invalid("process.env", format!("entry {bad:?} has no '='")));
         }
-        for (field, value) in [
-            ("process.scheduler", &process.scheduler),
-            ("process.ioPriority", &process.io_priority),
-            ("process.execCPUAffinity", &process.exec_cpu_affinity),
-        ] {
-            if value.is_some() {
-                return Err(SpecError::unsupported(field, "not supported by this agent"));
-            }
-        }
+        let scheduling = Scheduling::parse(&process)?;
         if !process.apparmor_profile.is_empty() {
             notes.push(format!(
                 "apparmor profile {:?} ignored: the guest has no AppArmor",
@@ -133,6 +128,7 @@ impl ProcessSpec {
             rlimits,
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
+            scheduling,
             console: console(process.terminal, process.console_size.as_ref())?,
         })
     }

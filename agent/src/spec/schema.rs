@@ -59,10 +59,56 @@ pub struct Process {
     pub apparmor_profile: String,
     #[serde(default)]
     pub selinux_label: String,
-    pub scheduler: Option<Value>,
-    pub io_priority: Option<Value>,
+    pub scheduler: Option<Scheduler>,
+    pub io_priority: Option<IoPriority>,
     #[serde(rename = "execCPUAffinity")]
-    pub exec_cpu_affinity: Option<Value>,
+    pub exec_cpu_affinity: Option<CpuAffinity>,
+}
+
+#[derive(Deserialize)]
+pub struct Scheduler {
+    pub policy: String,
+    #[serde(default)]
+    pub nice: i32,
+    #[serde(default)]
+    pub priority: u32,
+    #[serde(default)]
+    pub flags: Vec<String>,
+    #[serde(default)]
+    pub runtime: u64,
+    #[serde(default)]
+    pub deadline: u64,
+    #[serde(default)]
+    pub period: u64,
+}
+
+#[derive(Deserialize)]
+pub struct IoPriority {
+    pub class: String,
+    #[serde(default)]
+    pub priority: u16,
+}
+
+#[derive(Deserialize)]
+pub struct CpuAffinity {
+    pub initial: Option<String>,
+    #[serde(rename = "final")]
+    pub last: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub struct Personality {
+    pub domain: String,
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+#[derive(Deserialize)]
+pub struct TimeOffset {
+    #[serde(default)]
+    pub secs: i64,
+    #[serde(default)]
+    pub nanosecs: u32,
 }
 
 #[derive(Deserialize)]
@@ -131,7 +177,7 @@ pub struct Linux {
     #[serde(default)]
     pub gid_mappings: Vec<Value>,
     #[serde(default)]
-    pub time_offsets: BTreeMap<String, Value>,
+    pub time_offsets: BTreeMap<String, TimeOffset>,
     #[serde(default)]
     pub devices: Vec<Device>,
     #[serde(default)]
@@ -150,7 +196,7 @@ pub struct Linux {
     pub mount_label: String,
     pub intel_rdt: Option<Value>,
     pub memory_policy: Option<Value>,
-    pub personality: Option<Value>,
+    pub personality: Option<Personality>,
 }
 
 #[derive(Deserialize)]
@@ -182,18 +228,29 @@ pub struct Device {
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     #[serde(default)]
-    pub devices: Vec<Value>,
+    pub devices: Vec<DeviceRule>,
     pub memory: Option<Memory>,
     pub cpu: Option<Cpu>,
     pub pids: Option<Pids>,
     #[serde(rename = "blockIO")]
-    pub block_io: Option<Value>,
+    pub block_io: Option<BlockIo>,
     #[serde(default)]
-    pub hugepage_limits: Vec<Value>,
+    pub hugepage_limits: Vec<HugepageLimit>,
     #[serde(default)]
     pub rdma: BTreeMap<String, Value>,
     #[serde(default)]
     pub unified: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+pub struct DeviceRule {
+    pub allow: bool,
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    pub major: Option<i64>,
+    pub minor: Option<i64>,
+    #[serde(default)]
+    pub access: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -202,6 +259,47 @@ pub struct Memory {
     pub limit: Option<i64>,
     pub reservation: Option<i64>,
     pub swap: Option<i64>,
+    pub kernel: Option<i64>,
+    #[serde(rename = "kernelTCP")]
+    pub kernel_tcp: Option<i64>,
+    pub swappiness: Option<u64>,
+    #[serde(rename = "disableOOMKiller")]
+    pub disable_oom_killer: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockIo {
+    pub weight: Option<u16>,
+    pub leaf_weight: Option<u16>,
+    pub weight_device: Option<Vec<WeightDevice>>,
+    pub throttle_read_bps_device: Option<Vec<ThrottleDevice>>,
+    pub throttle_write_bps_device: Option<Vec<ThrottleDevice>>,
+    #[serde(rename = "throttleReadIOPSDevice")]
+    pub throttle_read_iops_device: Option<Vec<ThrottleDevice>>,
+    #[serde(rename = "throttleWriteIOPSDevice")]
+    pub throttle_write_iops_device: Option<Vec<ThrottleDevice>>,
+}
+
+#[derive(Deserialize)]
+pub struct WeightDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub weight: Option<u16>,
+}
+
+#[derive(Deserialize)]
+pub struct ThrottleDevice {
+    pub major: u32,
+    pub minor: u32,
+    pub rate: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugepageLimit {
+    pub page_size: String,
+    pub limit: u64,
 }
 
 #[derive(Default, Deserialize)]

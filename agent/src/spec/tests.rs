@@ -23,7 +23,7 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
-    ContainerSpec::from_json(spec.to_string().as_bytes()).map(|(spec, _)| spec)
+    ContainerSpec::from_json(spec.to_string().as_bytes(), None).map(|(spec, _)| spec)
 }
 
 #[test]
@@ -33,6 +33,18 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(spec.process.credentials.umask, 0o022);
     assert_eq!(spec.process.console, Console::Pipes);
     assert!(spec.process.capabilities.is_none() && spec.mounts.is_empty() && !spec.root_readonly);
+}
+
+#[test]
+fn a_seccomp_filter_has_the_shape_of_one() {
+    let instruction = [6, 0, 0, 0, 0, 0, 0xff, 0x7f];
+    let filter = SeccompFilter::from_bytes(&[instruction, instruction].concat(), 0b110).unwrap();
+    let [first, _] = filter.program.as_slice() else { panic!("{filter:?}") };
+    assert_eq!((first.code, first.jt, first.jf, first.k, filter.flags), (6, 0, 0, 0x7fff_0000, 6));
+    for bytes in [&[][..], &instruction[..7], &[0; 9], &[0; 4097 * 8]] {
+        assert!(matches!(SeccompFilter::from_bytes(bytes, 0), Err(SpecError::Invalid { .. })));
+    }
+    assert!(matches!(SeccompFilter::from_bytes(&instruction, 8), Err(SpecError::Unsupported { .. })));
 }
 
 #[test]
@@ -51,14 +63,12 @@ fn what_cannot_be_honoured_is_an_error_that_names_the_field() {
         ("linux.namespaces", user, "linux.namespaces"),
         ("linux.namespaces", joined, "linux.namespaces"),
         ("linux.namespaces", json!([{"type": "mount"}]), "linux.namespaces"),
-        ("linux.personality", json!({"domain": "LINUX32"}), "linux.personality"),
-        ("process.scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler"),
+        ("linux.personality", json!({"domain": "LINUX", "flags": ["X"]}), "linux.personality"),
         ("hooks.startContainer", json!([{"path": "/x"}]), "hooks.startContainer"),
         ("mounts", json!([{"destination": "/d", "type": "bind", "source": "/s"}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "source": "/s", "options": ["rbind"]}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "type": "nfs"}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}]), "mounts"),
-        ("linux.resources", json!({"hugepageLimits": [{}]}), "linux.resources.hugepageLimits"),
         ("ociVersion", json!("2.0.0"), "ociVersion"),
     ] {
         let error = parse(&with(pointer, value)).unwrap_err();
@@ -94,6 +104,14 @@ fn what_cannot_be_right_is_an_error_that_names_the_field() {
         ("linux.devices", json!([{"type": "x", "path": "/dev/x"}]), "linux.devices"),
         ("linux.devices", json!([{"type": "c", "path": "/dev/x", "major": -1}]), "linux.devices"),
         ("linux.rootfsPropagation", json!("sometimes"), "linux.rootfsPropagation"),
+        ("process.scheduler", json!({"policy": "SCHED_NONE"}), "process.scheduler"),
+        ("process.scheduler", json!({"policy": "SCHED_OTHER", "nice": 20}), "process.scheduler"),
+        ("process.scheduler", json!({"policy": "SCHED_OTHER", "flags": ["F"]}), "process.scheduler"),
+        ("process.ioPriority", json!({"class": "IOPRIO_CLASS_BE", "priority": 8}), "process.ioPriority"),
+        ("process.execCPUAffinity", json!({"initial": "x"}), "process.execCPUAffinity"),
+        ("linux.personality", json!({"domain": "BSD"}), "linux.personality"),
+        ("linux.timeOffsets", json!({"boottime": {"secs": 5}}), "linux.timeOffsets"),
+        ("linux.timeOffsets", json!({"realtime": {"secs": 5}}), "linux.timeOffsets"),
         ("mounts", json!([{"destination": "relative", "type": "tmpfs"}]), "mounts"),
         ("mounts", json!([{"destination": "/a/..", "type": "tmpfs"}]), "mounts"),
     ] {
@@ -155,7 +173,7 @@ fn a_container_on_cgroup_v2_gets_cgroup2() {
 proptest! {
     #[test]
     fn no_json_panics(json in "\\PC{0,200}") {
-        let _ = ContainerSpec::from_json(json.as_bytes());
+        let _ = ContainerSpec::from_json(json.as_bytes(), None);
         let _ = ProcessSpec::from_json(json.as_bytes());
     }
 

@@ -114,19 +114,30 @@ impl Guest {
         stdio: [bool; 3],
         tmpfs: Option<u64>,
     ) -> Result<u32, ttrpc::Error> {
+        let request = self.create_request(id, spec, stdio, tmpfs);
+        self.client.create_container(context(), &request).await.map(|response| response.pid)
+    }
+
+    pub fn create_request(
+        &self,
+        id: &str,
+        spec: &Value,
+        stdio: [bool; 3],
+        tmpfs: Option<u64>,
+    ) -> api::CreateContainerRequest {
         let mut rootfs = api::Rootfs::new();
         rootfs.mut_erofs().serial = "rootfs".to_owned();
         if let Some(size) = tmpfs {
             rootfs.mut_tmpfs().size_bytes = size;
         }
-        let request = api::CreateContainerRequest {
+        api::CreateContainerRequest {
             container_id: id.to_owned(),
             spec: spec.to_string().into_bytes(),
             rootfs: Some(rootfs).into(),
             stdio: Some(streams(stdio)).into(),
+            seccomp: filter(&spec["linux"]["seccomp"]).into(),
             ..Default::default()
-        };
-        self.client.create_container(context(), &request).await.map(|response| response.pid)
+        }
     }
 
     pub async fn create_exec(
@@ -302,6 +313,16 @@ pub fn container(id: &str) -> api::ContainerRequest {
 
 fn streams([stdin, stdout, stderr]: [bool; 3]) -> api::Stdio {
     api::Stdio { stdin, stdout, stderr, ..Default::default() }
+}
+
+/// What the host does with a profile.
+fn filter(profile: &Value) -> Option<api::SeccompFilter> {
+    if profile.is_null() {
+        return None;
+    }
+    let profile = hull_seccomp::Profile::from_json(profile.to_string().as_bytes()).unwrap();
+    let (filter, _) = hull_seccomp::compile(&profile).unwrap();
+    Some(api::SeccompFilter { program: filter.to_bytes(), flags: filter.flags, ..Default::default() })
 }
 
 fn text(bytes: Vec<u8>) -> String {

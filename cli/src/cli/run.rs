@@ -96,7 +96,7 @@ pub struct RunArgs {
     /// Take a Linux capability away, or ALL
     #[arg(long, value_name = "CAPABILITY")]
     pub cap_drop: Vec<String>,
-    /// Security option: only no-new-privileges is there
+    /// Security option: no-new-privileges, seccomp=unconfined or seccomp=FILE
     #[arg(long, value_name = "OPTION")]
     pub security_opt: Vec<SecurityOption>,
     /// When to pull the image

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::thread;
 
 use hull_images::Image;
@@ -14,7 +14,8 @@ use crate::error::CliError;
 use crate::progress::Volume;
 use crate::quantity::PidsLimit;
 use crate::spec::capabilities::CapabilitySet;
-use crate::spec::{self, ContainerRequest, Lifecycle, RootAccess, Terminal, VmSize, env};
+use crate::spec::seccomp::Seccomp;
+use crate::spec::{self, ContainerRequest, Lifecycle, RootAccess, SecurityOption, Terminal, VmSize, env};
 use crate::state::{BundleLock, Container, ContainerId, ContainerRecord, Name, State};
 use crate::{paths, terminal};
 
@@ -40,6 +41,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         args.image_and_command.split_first().ok_or_else(|| CliError::NoSuchImage(String::new()))?;
     let name = args.name.as_deref().map(str::parse::<Name>).transpose()?;
     let capabilities = CapabilitySet::resolve(&args.cap_add, &args.cap_drop)?;
+    let seccomp = seccomp(&args.security_opt)?;
     let vm = VmSize::for_limits(args.memory, args.cpus, host_cpus())?;
     let given_signal = args.stop_signal.as_deref().map(spec::signal).transpose()?;
     let environment =
@@ -85,6 +87,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         rlimits: &args.ulimit,
         capabilities,
         security: &args.security_opt,
+        seccomp: &seccomp,
         vm,
         lifecycle: match (args.detach, args.rm) {
             (false, _) => Lifecycle::Managed,
@@ -132,6 +135,24 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
         return Err(CliError::NotATerminal);
     }
     Ok(())
+}
+
+/// The last word counts.
+fn seccomp(options: &[SecurityOption]) -> Result<Seccomp, CliError> {
+    /// No profile is longer.
+    const PROFILE_MAX: u64 = 1 << 20;
+    let chosen = options.iter().rev().find(|option| !matches!(option, SecurityOption::NoNewPrivileges));
+    match chosen {
+        None | Some(SecurityOption::SeccompDefault | SecurityOption::NoNewPrivileges) => Ok(Seccomp::Default),
+        Some(SecurityOption::SeccompUnconfined) => Ok(Seccomp::Unconfined),
+        Some(SecurityOption::SeccompFile(path)) => {
+            let mut json = String::new();
+            fs::File::open(path)
+                .and_then(|file| file.take(PROFILE_MAX).read_to_string(&mut json))
+                .map_err(CliError::io(format!("cannot read the seccomp profile {}", path.display())))?;
+            Ok(Seccomp::Profile(json))
+        }
+    }
 }
 
 fn host_cpus() -> u64 {

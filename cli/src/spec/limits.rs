@@ -1,5 +1,6 @@
 //! The small options of a process and its mounts: `--ulimit`, `--tmpfs`, `--security-opt`, `--label`, signals.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use oci_spec::runtime::PosixRlimitType;
@@ -22,7 +23,7 @@ pub enum OptionError {
     #[error("expected an absolute path, and options behind a colon: /run:size=64m")]
     TmpfsPath,
     /// `--security-opt`.
-    #[error("only no-new-privileges is supported yet")]
+    #[error("expected no-new-privileges, seccomp=unconfined or seccomp=FILE")]
     SecurityOption,
     /// Not a signal.
     #[error("{0:?} is not a signal: write a name like TERM or a number from 1 to 64")]
@@ -110,16 +111,30 @@ impl FromStr for Tmpfs {
 }
 
 /// `--security-opt`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecurityOption {
     /// `execve(2)` gives no privileges: setuid bits and file capabilities do nothing.
     NoNewPrivileges,
+    /// All system calls are allowed.
+    SeccompUnconfined,
+    /// docker's default profile, after all.
+    SeccompDefault,
+    /// The profile in this file.
+    SeccompFile(PathBuf),
 }
 
 impl FromStr for SecurityOption {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
+        let seccomp = text.strip_prefix("seccomp").and_then(|rest| rest.strip_prefix(['=', ':']));
+        match seccomp {
+            None => {}
+            Some("") => return Err(OptionError::SecurityOption),
+            Some("unconfined") => return Ok(Self::SeccompUnconfined),
+            Some("builtin") => return Ok(Self::SeccompDefault),
+            Some(path) => return Ok(Self::SeccompFile(PathBuf::from(path))),
+        }
         match text {
             "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true" => {
                 Ok(Self::NoNewPrivileges)
@@ -188,6 +203,22 @@ mod tests {
         assert_eq!(with.options, ["nosuid", "nodev", "exec", "size=64m"]);
         for text in ["", "run", "/", "//", "/a/../b", ":size=1"] {
             assert!(text.parse::<Tmpfs>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn security_options() {
+        for (text, expected) in [
+            ("no-new-privileges", SecurityOption::NoNewPrivileges),
+            ("seccomp=unconfined", SecurityOption::SeccompUnconfined),
+            ("seccomp:unconfined", SecurityOption::SeccompUnconfined),
+            ("seccomp=builtin", SecurityOption::SeccompDefault),
+            ("seccomp=a/b.json", SecurityOption::SeccompFile("a/b.json".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for text in ["seccomp", "seccomp=", "seccompx=1", "apparmor=x", ""] {
+            assert_eq!(text.parse::<SecurityOption>(), Err(OptionError::SecurityOption), "{text:?}");
         }
     }
 

@@ -37,6 +37,7 @@ fn request<'a>(image: &'a ImageConfiguration, command: &'a [String]) -> Containe
         rlimits: &[],
         capabilities: CapabilitySet::resolve(&[], &[]).unwrap(),
         security: &[],
+        seccomp: &Seccomp::Default,
         vm: VmSize { vcpus: 1, memory_mib: 512 },
         lifecycle: Lifecycle::Managed,
     }
@@ -63,7 +64,7 @@ fn a_plain_container() {
     assert_eq!(spec["process"]["noNewPrivileges"], false);
     assert_eq!(spec["linux"]["resources"]["pids"]["limit"], 4096);
     assert_eq!(spec["linux"]["resources"].get("memory"), None);
-    assert_eq!(spec["linux"].get("seccomp"), None);
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
     assert_eq!(spec["annotations"]["dev.hull.lifecycle"], "managed");
     assert_eq!(spec["annotations"]["dev.hull.vm.memory-mib"], "512");
     let kinds: HashSet<_> =

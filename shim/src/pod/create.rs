@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use hull_protocol::agent::api::agent::CreateContainerRequest;
+use hull_protocol::agent::api::agent::{CreateContainerRequest, SeccompFilter};
 use hull_protocol::agent::is_valid_id;
 use tokio::sync::watch;
 
@@ -151,6 +151,7 @@ impl Pod {
             spec: config.guest_spec.clone(),
             rootfs: Some(rootfs.for_agent(config.shape.tmpfs_bytes())).into(),
             stdio: Some(init.agent_stdio()).into(),
+            seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
             ..CreateContainerRequest::default()
         };
         vm.agent.create_container(&request).await.map_err(super::AgentError::about_the_program)?;
@@ -158,6 +159,10 @@ impl Pod {
         init.attached(io.control());
         Ok(io)
     }
+}
+
+fn seccomp_filter(filter: &hull_seccomp::Filter) -> SeccompFilter {
+    SeccompFilter { program: filter.to_bytes(), flags: filter.flags, ..SeccompFilter::default() }
 }
 
 fn create_event(request: &CreateTaskRequest, pid: u32) -> TaskCreate {

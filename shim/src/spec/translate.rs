@@ -12,6 +12,7 @@
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
 //! | `linux.devices` | character devices kept, block devices refused |
 //! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |
+//! | `linux.seccomp` | compiled: the guest gets the program |
 //! | `linux.intelRdt`, `linux.netDevices`, `linux.memoryPolicy` | stripped: they configure the host's hardware |
 //! | everything else | kept |
 
