@@ -16,7 +16,6 @@ fn summed(command: &mut Command) -> (i32, String) {
 }
 
 #[test]
-#[ignore = "known defect: of many such runs one stalls, or loses its guest; the cause is not found yet"]
 fn a_hundred_megabytes_come_out_whole_twenty_times() {
     let hull = Hull::new();
     hull.ok(["pull", "-q", &image("big")]);
