@@ -367,11 +367,18 @@ impl Driver {
         head
     }
 
+    /// Asks for an interrupt when the chain of this used index has come back (§2.7.7.1).
+    pub fn ask_for_interrupt_after(&self, index: usize, used: u16) {
+        let queue = &self.queues[index];
+        let event = GuestAddress(queue.available() + 4 + 2 * u64::from(queue.size));
+        self.memory.guest.store(used, event, Ordering::SeqCst).unwrap();
+    }
+
     /// The chains that have come back: head and bytes written. Asks for an interrupt for the next.
     pub fn used(&mut self, index: usize) -> Vec<(u16, u32)> {
         let mut all = Vec::new();
         let queue = &self.queues[index];
-        let (size, used, available) = (queue.size, queue.used(), queue.available());
+        let (size, used) = (queue.size, queue.used());
         loop {
             while self.queues[index].last_used != self.load(used + 2) {
                 let at = used + 4 + 8 * u64::from(self.queues[index].last_used % size);
@@ -383,8 +390,7 @@ impl Driver {
                 self.queues[index].last_used = self.queues[index].last_used.wrapping_add(1);
                 all.push((head, u32::try_from(entry >> 32).unwrap()));
             }
-            let event = GuestAddress(available + 4 + 2 * u64::from(size));
-            self.memory.guest.store(self.queues[index].last_used, event, Ordering::SeqCst).unwrap();
+            self.ask_for_interrupt_after(index, self.queues[index].last_used);
             if self.queues[index].last_used == self.load(used + 2) {
                 return all;
             }
