@@ -50,6 +50,8 @@ pub enum Request {
     /// The virtio-vsock device. Descriptors: the listening unix socket for connections from the host, then one
     /// port channel for each of [`VsockConfig::guest_to_host_ports`].
     AddVsock(VsockConfig),
+    /// A virtio-net interface. Descriptors: its tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
+    AddNetwork(NetworkConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
     /// A virtio-pmem device: a file in the guest's physical memory, behind its RAM. After [`Request::Machine`].
@@ -209,6 +211,18 @@ pub struct DiskExtent {
     pub offset: u64,
     /// How long it is, in bytes.
     pub length: u64,
+}
+
+/// A network interface of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// 1 to 20 letters, digits, dots, dashes and underscores; unique in the VM.
+    pub name: String,
+    /// The guest's address: that of a single interface, not of a group.
+    pub mac: [u8; 6],
+    /// The largest packet in bytes, at least 68.
+    pub mtu: u16,
 }
 
 /// The vsock device. Host to guest: a connection to the listening socket sends `CONNECT <port>\n` and reads
@@ -439,6 +453,11 @@ mod tests {
             name: "layers".into(),
             length: 4096,
             access: DiskAccess::ReadOnly,
+        }));
+        round_trip(&Request::AddNetwork(NetworkConfig {
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
         for request in [Request::AddHotplugMemory { mib: 128 }, Request::SetHotplugMemory { mib: 7 }] {

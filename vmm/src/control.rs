@@ -135,6 +135,7 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
     let result = match request {
         Request::Machine(config) => description.set_machine(config, fds),
         Request::AddDisk(config) => description.add_disk(&config, fds),
+        Request::AddNetwork(config) => description.add_network(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
         Request::AddHotplugMemory { mib } => {
