@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
 use super::mmio::{MmioTransport, QUEUE_NOTIFY};
@@ -146,9 +146,9 @@ impl Driver {
     }
 
     pub fn with_memory(device: Box<dyn VirtioDevice>, memory: Memory) -> Self {
-        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let sizes = device.max_queue_sizes().to_vec();
-        let transport = MmioTransport::new(memory.guest.clone(), device, irq.try_clone().unwrap()).unwrap();
+        let transport = MmioTransport::new(memory.guest.clone(), device).unwrap();
+        let irq = transport.interrupt().event().try_clone().unwrap();
         let first_buffer = BASE + QUEUE_AREA * sizes.len() as u64;
         let queues = sizes
             .iter()
