@@ -4,14 +4,15 @@
 
 mod support;
 
-use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, Message, RateLimits, Request,
-    Unplug,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, Message, NetworkConfig,
+    RateLimits, Request, Unplug,
 };
+use nix::sched::{CloneFlags, unshare};
 use support::guest::Code;
 use support::shim::{Vmm, file, machine};
 
@@ -129,6 +130,44 @@ fn a_disk_comes_and_goes_a_thousand_times() {
     vmm.done(&Request::Stop, &[]);
     let expected: Vec<u8> = (1..=ROUNDS).flat_map(|round| [u8::try_from(round % 256).unwrap(), 0]).collect();
     assert_eq!(vmm.end().1, expected);
+}
+
+/// A tap in a network namespace of its own, which lives as long as the descriptor.
+fn tap() -> OwnedFd {
+    let made = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("taps need root");
+        let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
+        // SAFETY: the request reads and writes one `ifreq`.
+        assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }, 0);
+        OwnedFd::from(tap)
+    });
+    made.join().unwrap()
+}
+
+#[test]
+fn a_network_comes_and_goes() {
+    // Device id, and the first four bytes of the address in the configuration space.
+    let code = Code::new().wait_for(WINDOW + 8).load(WINDOW + 8).print_eax().load(WINDOW + 0x100).print_eax();
+    let vmm = boot(&code.halt());
+    // Answered by the event loop, which has its descriptors by then.
+    vmm.stats();
+    let files = descriptors(&vmm);
+    let network =
+        Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac: [2, 3, 4, 5, 6, 7], mtu: 1500 });
+    let unplug = Request::Unplug { name: "net-eth0".into(), how: Unplug::Released };
+    for _ in 0..20 {
+        assert_eq!(vmm.ask(&network, &[tap().as_fd()]), Message::Plugged { slot: 1 });
+        wait_for_console(&vmm, 8);
+        vmm.done(&unplug, &[]);
+    }
+    assert_eq!(descriptors(&vmm), files);
+    vmm.refused(&network, &[file(b"").as_fd()], InvalidRequest);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().1, [1, 0, 0, 0, 2, 3, 4, 5]);
 }
 
 #[test]
