@@ -6,6 +6,7 @@ use crate::cgroup::CgroupError;
 use crate::launch::LaunchError;
 use crate::pod::PodError;
 use crate::rootfs::RootfsError;
+use crate::slots::SlotError;
 use crate::spec::SpecError;
 use crate::stdio::AttachError;
 
@@ -80,6 +81,9 @@ pub enum Error {
     /// Of the pod's settings.
     #[error(transparent)]
     Pod(#[from] PodError),
+    /// Of a device's slot.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// Of a stream.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -110,7 +114,8 @@ impl Error {
             | Self::Cancelled
             | Self::ShuttingDown
             | Self::Launch(LaunchError::ContainerEnded)
-            | Self::Rootfs(RootfsError::NoDisk(_)) => Code::FAILED_PRECONDITION,
+            | Self::Rootfs(RootfsError::NoDisk(_))
+            | Self::Slot(SlotError::Unfit { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
             | Self::Range { .. }
             | Self::Version { .. }
@@ -127,6 +132,7 @@ impl Error {
             | Self::Rootfs(RootfsError::Work(_))
             | Self::Launch(LaunchError::SetUp { .. } | LaunchError::Died(_) | LaunchError::Agent { .. })
             | Self::Pod(PodError::System { .. })
+            | Self::Slot(SlotError::Work { .. })
             | Self::System { .. } => Code::INTERNAL,
         }
     }

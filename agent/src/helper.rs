@@ -1,4 +1,4 @@
-//! File system work that can block (mounting, flushing, unmounting) done in a short-lived child, so that the agent answers
+//! File system work that can block (mounting, flushing, unmounting, binding drivers) done in a short-lived child, so that the agent answers
 //! meanwhile.
 
 use std::ffi::CString;
@@ -53,6 +53,13 @@ pub enum Work {
     Unmount {
         /// Absolute.
         path: CString,
+    },
+    /// Writes to a file of the kernel that takes a whole text at once.
+    WriteControl {
+        /// Absolute.
+        path: CString,
+        /// The text.
+        text: CString,
     },
     /// Removes an empty directory. Its absence is fine.
     RemoveDirectory {
@@ -169,6 +176,10 @@ fn perform(work: &Work) -> nix::Result<()> {
             Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
             result => result,
         },
+        Work::WriteControl { path, text } => {
+            let file = path::open(path, libc::O_WRONLY)?;
+            path::write_control(file.as_fd(), text.as_bytes())
+        }
         Work::RemoveDirectory { path } => match nix::unistd::unlinkat(
             nix::fcntl::AT_FDCWD,
             path.as_c_str(),
@@ -197,6 +208,7 @@ fn describe(work: &Work) -> String {
         Work::Bind { source, target, .. } => format!("bind {} on {}", text(source), text(target)),
         Work::CopyAttributes { to, .. } => format!("set the owner of {}", text(to)),
         Work::Unmount { path } => format!("unmount {}", text(path)),
+        Work::WriteControl { path, text: value } => format!("write {} to {}", text(value), text(path)),
         Work::RemoveDirectory { path } => format!("remove directory {}", text(path)),
     }
 }

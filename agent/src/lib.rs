@@ -27,6 +27,7 @@ mod pod;
 mod reap;
 mod rootfs;
 mod server;
+mod slots;
 mod spec;
 mod stdio;
 mod streams;

@@ -14,6 +14,7 @@ use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, T
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::pod;
+use crate::slots::{self, Action};
 use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter};
 use crate::sys::terminal::WindowSize;
 
@@ -274,6 +275,14 @@ impl Agent for Service {
         let id = &request.container_id;
         let pids = self.container(id)?.ask(id, |reply| Request::Pids { reply }).await?;
         Ok(api::ListProcessesResponse { pids, ..api::ListProcessesResponse::default() })
+    }
+
+    async fn bind_slot(&self, _: &TtrpcContext, request: api::SlotRequest) -> ttrpc::Result<api::Empty> {
+        Ok(slots::drive(&self.environment.children, Action::Bind, request.slot).await.map(empty)?)
+    }
+
+    async fn unbind_slot(&self, _: &TtrpcContext, request: api::SlotRequest) -> ttrpc::Result<api::Empty> {
+        Ok(slots::drive(&self.environment.children, Action::Unbind, request.slot).await.map(empty)?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {

@@ -31,7 +31,8 @@ pub const FDS_MAX: usize = 253;
 /// call. There is no [`Message::Exited`] then.
 pub const DENIED_STATUS: i32 = 6;
 
-/// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before.
+/// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before. Disks and networks
+/// that are added to a running VM are answered with [`Message::Plugged`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", content = "with", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -50,6 +51,8 @@ pub enum Request {
     /// The virtio-vsock device. Descriptors: the listening unix socket for connections from the host, then one
     /// port channel for each of [`VsockConfig::guest_to_host_ports`].
     AddVsock(VsockConfig),
+    /// A virtio-net interface. Descriptors: its tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
+    AddNetwork(NetworkConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
     /// A virtio-pmem device: a file in the guest's physical memory, behind its RAM. After [`Request::Machine`].
@@ -78,6 +81,17 @@ pub enum Request {
     },
     /// Builds the VM and lets its vCPUs run. When that fails the description is used up: only [`Request::Stop`] is left.
     Boot,
+    /// Takes a device away from the running VM. Its descriptors are closed and its name is free when this is answered.
+    Unplug {
+        /// The device's label as in [`VmStats`]: "blk-" and a disk's serial number, "net-" and a network's name.
+        name: String,
+        /// Whether it must be free.
+        how: Unplug,
+    },
+    /// Stops all vCPUs and devices, between two instructions of the guest and with nothing in flight.
+    Pause,
+    /// Lets a paused VM go on.
+    Resume,
     /// Counters since the start.
     Stats,
     /// Ends the VM at once, without asking the guest.
@@ -110,6 +124,16 @@ pub enum JailNetwork {
     Empty,
     /// The namespace that the monitor was started in, which was made for the pod.
     Inherited,
+}
+
+/// What a device's driver has to say to its being taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unplug {
+    /// A driver in the guest that still holds it is a reason to refuse.
+    Released,
+    /// Nothing: what the driver has in flight is finished, and what it does afterwards reaches nobody.
+    Forced,
 }
 
 /// The machine apart from its devices.
@@ -211,6 +235,18 @@ pub struct DiskExtent {
     pub length: u64,
 }
 
+/// A network interface of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// 1 to 20 letters, digits, dots, dashes and underscores; unique in the VM.
+    pub name: String,
+    /// The guest's address: that of a single interface, not of a group.
+    pub mac: [u8; 6],
+    /// The largest packet in bytes, at least 68.
+    pub mtu: u16,
+}
+
 /// The vsock device. Host to guest: a connection to the listening socket sends `CONNECT <port>\n` and reads
 /// `OK <host port>\n` (Firecracker's hybrid protocol). Guest to host: see [`PortChannel`](Request::AddVsock).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,6 +277,12 @@ pub struct PortConnection {
 pub enum Message {
     /// The last request succeeded.
     Done,
+    /// The device was added to the running VM, for a driver that looks for it: `virtio-mmio.SLOT` is its name on the
+    /// guest's platform bus.
+    Plugged {
+        /// The number of its slot, from 0.
+        slot: u8,
+    },
     /// The answer to [`Request::Stats`].
     Stats(VmStats),
     /// The last request failed; except for [`Request::Boot`], it changed nothing.
@@ -267,8 +309,10 @@ pub enum FailureCode {
     InvalidRequest,
     /// The monitor cannot give up what it must.
     Jail,
-    /// Not now: twice the same device, a description after the boot.
+    /// Not now: twice the same device, a description after the boot, a device in use, a paused VM.
     WrongState,
+    /// There is no such device.
+    NotFound,
     /// `/dev/kvm` cannot do what is needed.
     Kvm,
     /// The kernel or the initramfs cannot be loaded.
@@ -440,16 +484,23 @@ mod tests {
             length: 4096,
             access: DiskAccess::ReadOnly,
         }));
+        round_trip(&Request::AddNetwork(NetworkConfig {
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
         for request in [Request::AddHotplugMemory { mib: 128 }, Request::SetHotplugMemory { mib: 7 }] {
             round_trip(&request);
         }
+        round_trip(&Request::Unplug { name: "blk-a".into(), how: Unplug::Released });
+        round_trip(&Message::Plugged { slot: 31 });
         for request in
             [Request::AddEntropy, Request::AddBalloon, Request::SetBalloon { mib: 7 }, Request::Boot]
         {
             round_trip(&request);
         }
-        for request in [Request::Stats, Request::Stop] {
+        for request in [Request::Pause, Request::Resume, Request::Stats, Request::Stop] {
             round_trip(&request);
         }
         round_trip(&Message::Exited(ExitReason::GuestPanic { message: "VFS: no root".into() }));

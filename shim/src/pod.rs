@@ -6,6 +6,11 @@
 mod agent;
 mod artifacts;
 mod create;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "a pod has one container, whose disks are there from the start")
+)]
+mod hotplug;
 mod jail;
 mod monitor;
 mod rootfs;

@@ -1,10 +1,11 @@
 //! The control server: requests in, answers out, from the first greeting to the last word.
 //!
 //! It owns the order of requests ([`Phase`]) and turns errors into answers; what is described is checked in
-//! [`description`]. A request that cannot be understood or obeyed is answered and changes nothing. After a boot that
+//! [`description`], and what a running VM does is in [`running`]. A request that cannot be understood or obeyed is answered and changes nothing. After a boot that
 //! failed only [`Request::Stop`] is left.
 
 pub mod description;
+mod running;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -16,9 +17,11 @@ use hull_protocol::vmm::{
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use crate::devices::SlotError;
 use crate::error::chain;
+use crate::event_loop::{self, Watch};
+use crate::jail;
 use crate::machine::{BootError, Machine, Plan};
-use crate::{event_loop, jail};
 use description::Description;
 
 /// How far the conversation has come.
@@ -135,6 +138,7 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
     let result = match request {
         Request::Machine(config) => description.set_machine(config, fds),
         Request::AddDisk(config) => description.add_disk(&config, fds),
+        Request::AddNetwork(config) => description.add_network(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
         Request::AddHotplugMemory { mib } => {
@@ -148,9 +152,12 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
         },
         Request::Hello { .. } => Err(wrong_state("hello was said already")),
         Request::Jail(_) => Err(wrong_state("the jail is closed already")),
-        Request::Stats | Request::SetBalloon { .. } | Request::SetHotplugMemory { .. } => {
-            Err(wrong_state("the VM does not run yet"))
-        }
+        Request::Stats
+        | Request::SetBalloon { .. }
+        | Request::SetHotplugMemory { .. }
+        | Request::Unplug { .. }
+        | Request::Pause
+        | Request::Resume => Err(wrong_state("the VM does not run yet")),
         Request::Stop => no_descriptors(&fds),
     };
     let message = result.map_or_else(Message::Failed, |()| Message::Done);
@@ -162,7 +169,10 @@ fn watch(channel: &Channel, mut machine: Machine) -> Result<ExitReason, Closed> 
     let served = send(channel, &Message::Done)
         .and_then(|()| do_not_block(channel).map_err(|error| Closed::Failed(ChannelError::Io(error))))
         .map(|()| {
-            event_loop::run(&machine, channel.as_raw_fd(), || converse_running(channel, &machine))
+            Watch::new(&machine, channel.as_raw_fd())
+                .and_then(|watch| {
+                    event_loop::run(&machine, &watch, || converse_running(channel, &machine, &watch))
+                })
                 .unwrap_or_else(|error| ExitReason::MonitorError {
                     detail: format!("the event loop failed: {}", chain(&error)),
                 })
@@ -171,22 +181,9 @@ fn watch(channel: &Channel, mut machine: Machine) -> Result<ExitReason, Closed> 
     served
 }
 
-fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitReason> {
+fn converse_running(channel: &Channel, machine: &Machine, watch: &Watch) -> ControlFlow<ExitReason> {
     let (message, then) = match receive(channel) {
-        Ok(Ok(Received { message, fds })) => match (no_descriptors(&fds), message) {
-            (Err(failure), _) => (Message::Failed(failure), ControlFlow::Continue(())),
-            (Ok(()), Request::Stats) => (Message::Stats(machine.stats()), ControlFlow::Continue(())),
-            (Ok(()), Request::SetBalloon { mib }) => (
-                set_balloon(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
-                ControlFlow::Continue(()),
-            ),
-            (Ok(()), Request::SetHotplugMemory { mib }) => (
-                set_hotplug_memory(machine, mib).map_or_else(Message::Failed, |()| Message::Done),
-                ControlFlow::Continue(()),
-            ),
-            (Ok(()), Request::Stop) => (Message::Done, ControlFlow::Break(ExitReason::Stopped)),
-            (Ok(()), _) => (Message::Failed(wrong_state("the VM runs already")), ControlFlow::Continue(())),
-        },
+        Ok(Ok(Received { message, fds })) => running::obey(machine, watch, message, fds),
         Ok(Err(failure)) => (Message::Failed(failure), ControlFlow::Continue(())),
         Err(Closed::Failed(error)) if error.is_would_block() => return ControlFlow::Continue(()),
         Err(closed) => return ControlFlow::Break(reason_of(closed)),
@@ -195,26 +192,6 @@ fn converse_running(channel: &Channel, machine: &Machine) -> ControlFlow<ExitRea
         Ok(()) => then,
         Err(closed) => ControlFlow::Break(reason_of(closed)),
     }
-}
-
-fn set_balloon(machine: &Machine, mib: u32) -> Result<(), Failure> {
-    let balloon = machine.balloon().ok_or_else(|| wrong_state("the VM has no balloon"))?;
-    let most = machine.ram().bytes() >> 20;
-    if u64::from(mib) >= most {
-        return Err(invalid(format!("a balloon of {mib} MiB leaves nothing of the VM's {most} MiB")));
-    }
-    balloon.set_target(mib);
-    Ok(())
-}
-
-fn set_hotplug_memory(machine: &Machine, mib: u32) -> Result<(), Failure> {
-    let memory = machine.hotplug().ok_or_else(|| wrong_state("the VM has no memory to plug"))?;
-    let most = memory.most_mib();
-    if u64::from(mib) > most {
-        return Err(invalid(format!("{mib} MiB are more than the {most} MiB that can be plugged")));
-    }
-    memory.request(mib);
-    Ok(())
 }
 
 fn reason_of(closed: Closed) -> ExitReason {
@@ -280,18 +257,26 @@ fn wrong_state(message: impl Into<String>) -> Failure {
     Failure { code: FailureCode::WrongState, message: message.into() }
 }
 
-fn boot_failure(error: &BootError) -> Failure {
-    use crate::devices::SlotError;
+fn slot_failure(error: &SlotError) -> Failure {
     let code = match error {
-        BootError::Kvm(_) | BootError::Slot(SlotError::Kvm(_)) => FailureCode::Kvm,
+        SlotError::Kvm(_) => FailureCode::Kvm,
+        SlotError::Full | SlotError::Transport { .. } => FailureCode::Resources,
+        SlotError::Duplicate(_) | SlotError::InUse(_) => FailureCode::WrongState,
+        SlotError::NotThere(_) => FailureCode::NotFound,
+    };
+    Failure { code, message: chain(error) }
+}
+
+fn boot_failure(error: &BootError) -> Failure {
+    let code = match error {
+        BootError::Slot(error) => return slot_failure(error),
+        BootError::Kvm(_) => FailureCode::Kvm,
         BootError::Kernel(_) | BootError::StartInfo(_) | BootError::MpTable(_) => FailureCode::Kernel,
         BootError::Cmdline(_) => FailureCode::InvalidRequest,
         BootError::Filter(_) => FailureCode::Jail,
-        BootError::Memory(_)
-        | BootError::Slot(SlotError::Full | SlotError::Transport { .. })
-        | BootError::Event(_)
-        | BootError::Signal(_)
-        | BootError::Thread(_) => FailureCode::Resources,
+        BootError::Memory(_) | BootError::Event(_) | BootError::Signal(_) | BootError::Thread(_) => {
+            FailureCode::Resources
+        }
     };
     Failure { code, message: chain(error) }
 }

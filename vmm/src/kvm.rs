@@ -101,7 +101,7 @@ impl Kvm {
 pub struct Vm {
     fd: VmFd,
     /// What the slots refer to: it must stay mapped as long as the VM exists.
-    _memory: GuestMemory,
+    memory: GuestMemory,
     _files: Vec<FileRegion>,
 }
 
@@ -145,12 +145,12 @@ impl Vm {
         });
         for (slot, region) in (0..).zip(ram.chain(mapped)) {
             let region = kvm_userspace_memory_region { slot, ..region? };
-            // SAFETY: the region is mapped for its whole length, and the VM keeps it so by owning `_memory` and
+            // SAFETY: the region is mapped for its whole length, and the VM keeps it so by owning `memory` and
             // `_files`.
             unsafe { fd.set_user_memory_region(region) }.map_err(asked("add guest memory"))?;
         }
         fd.create_irq_chip().map_err(asked("create the interrupt chips"))?;
-        Ok(Self { fd, _memory: memory.clone(), _files: files })
+        Ok(Self { fd, memory: memory.clone(), _files: files })
     }
 
     /// Creates a vCPU with the given APIC id.
@@ -158,11 +158,26 @@ impl Vm {
         self.fd.create_vcpu(u64::from(id)).map_err(asked("create a vCPU"))
     }
 
+    /// The guest's physical memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// An event that raises an edge on an interrupt line.
     pub fn interrupt(&self, line: u32) -> Result<EventFd, KvmError> {
         let event = EventFd::new(EFD_NONBLOCK).map_err(KvmError::Event)?;
-        self.fd.register_irqfd(&event, line).map_err(asked("connect an interrupt"))?;
+        self.connect_interrupt(line, &event)?;
         Ok(event)
+    }
+
+    /// Raises an edge on an interrupt line when `event` is signalled. Several events may share a line.
+    pub fn connect_interrupt(&self, line: u32, event: &EventFd) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, line).map_err(asked("connect an interrupt"))
+    }
+
+    /// Undoes [`connect_interrupt`](Self::connect_interrupt).
+    pub fn disconnect_interrupt(&self, line: u32, event: &EventFd) -> Result<(), KvmError> {
+        self.fd.unregister_irqfd(event, line).map_err(asked("disconnect an interrupt"))
     }
 
     /// Signals `event` when the guest writes the 32-bit `value` to `address`, without a way through the monitor.
@@ -170,5 +185,12 @@ impl Vm {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(asked("connect a queue notification"))
+    }
+
+    /// Undoes [`notify_on_write`](Self::notify_on_write).
+    pub fn stop_notifying(&self, address: u64, value: u32, event: &EventFd) -> Result<(), KvmError> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(asked("disconnect a queue notification"))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hull_protocol::vmm::VmStats;
+use hull_protocol::vmm::{ExitReason, Unplug, VmStats};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,12 +26,13 @@ use crate::kvm::{Kvm, KvmError, Vm, asked};
 use crate::layout::{self, RamSize};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::vcpu::cpuid::{self, Topology};
+use crate::vcpu::gate::{Gate, GateError};
 use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
-use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::BalloonControl;
 use crate::virtio::mem::MemControl;
 use crate::virtio::pmem::FileRegion;
+use crate::virtio::{MmioTransport, VirtioDevice};
 
 /// A machine without its devices.
 #[derive(Debug)]
@@ -113,7 +114,7 @@ pub struct Machine {
     hotplug: Option<MemControl>,
     ram: RamSize,
     /// Dropped after the threads that use it are gone.
-    _vm: Vm,
+    vm: Vm,
 }
 
 impl Machine {
@@ -126,25 +127,26 @@ impl Machine {
         let memory = memory::allocate(board.ram, region)?;
         let vm = Vm::new(&board.kvm, &memory, files)?;
         let vcpus = (0..board.vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        let entry = load(&memory, &board, devices.len())?;
+        let entry = load(&memory, &board)?;
         prepare(&board, &vcpus, &memory, entry)?;
 
         let console = Console::new(vm.interrupt(console::IRQ)?, board.console);
-        let mut slots = Devices::default();
+        let slots = Arc::new(Devices::default());
         for device in devices {
-            slots.plug(&vm, &memory, device)?;
+            slots.plug(&vm, device)?;
         }
-        let devices = Arc::new(slots);
+        let devices = slots;
         let shared = Arc::new(Shared {
             bus: Bus::new(console, Arc::clone(&devices)),
             ending: Ending::new().map_err(BootError::Event)?,
+            gate: Gate::new(vcpus.len()),
             start,
             first_entry_us: AtomicU64::new(0),
         });
         kick::install().map_err(BootError::Signal)?;
         let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
         let mut machine =
-            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, hotplug, ram, _vm: vm };
+            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, hotplug, ram, vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, for_vcpus.clone(), Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -200,41 +202,73 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.counters().add_to(&mut stats.exits);
         }
-        for (name, device) in self.devices.iter() {
+        self.devices.for_each(|_, device| {
             let counters = device.counters();
-            stats.notifications.insert(name.to_owned(), counters.notifications);
-            stats.interrupts.insert(name.to_owned(), counters.interrupts);
-            stats.host_errors.insert(name.to_owned(), counters.host_errors);
-        }
+            stats.notifications.insert(device.name().to_owned(), counters.notifications);
+            stats.interrupts.insert(device.name().to_owned(), counters.interrupts);
+            stats.host_errors.insert(device.name().to_owned(), counters.host_errors);
+        });
         stats
+    }
+
+    /// Gives the running guest a further device. Answers its slot.
+    pub fn plug(&self, device: Box<dyn VirtioDevice>) -> Result<usize, SlotError> {
+        self.devices.plug(&self.vm, device)
+    }
+
+    /// Takes a device away from the running guest.
+    pub fn unplug(&self, name: &str, how: Unplug) -> Result<Box<MmioTransport>, SlotError> {
+        self.devices.unplug(&self.vm, name, how)
+    }
+
+    /// Stops all vCPUs, then the devices: nothing is in flight when this returns. Nobody may call a device before
+    /// [`resume`](Self::resume).
+    pub fn pause(&self) -> Result<(), GateError> {
+        self.shared.gate.close(|| self.vcpus.iter().for_each(VcpuThread::kick))?;
+        self.devices.for_each(|_, device| device.quiesce());
+        Ok(())
+    }
+
+    /// Lets a paused VM go on.
+    pub fn resume(&self) -> Result<(), GateError> {
+        self.shared.gate.open()
+    }
+
+    /// Whether the VM is paused.
+    pub fn is_paused(&self) -> bool {
+        self.shared.gate.is_closed()
     }
 
     /// Stops all vCPUs for good, and serves what the guest had queued before: its last words may be on their way. The
     /// VM's end is caused here if nobody has.
     pub fn take_down(&mut self) {
-        self.shared.ending.cause(hull_protocol::vmm::ExitReason::Stopped);
+        self.shared.ending.cause(ExitReason::Stopped);
+        match self.shared.gate.open() {
+            // Paused or not, all threads are to leave.
+            Ok(()) | Err(_) => {}
+        }
         for vcpu in &self.vcpus {
             vcpu.kick();
         }
         for vcpu in self.vcpus.drain(..) {
             vcpu.join();
         }
-        for (_, mut device) in self.devices.iter() {
+        self.devices.for_each(|_, device| {
             for queue in 0..device.queue_events().len() {
                 if device.queue_events()[queue].read().is_ok() {
                     device.queue_event(queue);
                 }
             }
             device.quiesce();
-        }
+        });
         self.shared.bus.console().flush();
     }
 }
 
 /// Fills guest memory; returns the kernel's entry.
-fn load(memory: &GuestMemory, board: &Board, devices: usize) -> Result<u32, BootError> {
+fn load(memory: &GuestMemory, board: &Board) -> Result<u32, BootError> {
     // The command line first: it is the cheapest to be wrong.
-    let line = cmdline::build((0..devices).filter_map(devices::place), &board.kernel_args)?;
+    let line = cmdline::build((0..devices::SLOTS).filter_map(devices::place), &board.kernel_args)?;
     let loaded = kernel::load(memory, board.ram, &board.kernel, &board.initramfs)?;
     pvh::write_start_info(memory, board.ram, &loaded.initramfs, &line)?;
     memory

@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod cpuid;
+pub mod gate;
 pub mod kick;
 pub mod registers;
 pub mod statistics;

@@ -12,6 +12,7 @@ pub mod entropy;
 pub mod interrupt;
 pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod pinned;
 pub mod pmem;
 pub mod queue;

@@ -36,6 +36,13 @@ fn take<'a>(bytes: &mut &'a [u8], length: usize) -> &'a [u8] {
     taken
 }
 
+/// The words that announce all slots.
+fn slots() -> Vec<String> {
+    let lines = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 9, 10, 11, 12, 14, 15];
+    let lines = lines.into_iter().cycle().take(32).enumerate();
+    lines.map(|(slot, line)| format!("virtio_mmio.device=4K@0xd00{slot:02x}000:{line}")).collect()
+}
+
 #[test]
 fn boot_information_follows_the_pvh_protocol() {
     const MIB: u64 = 1 << 20;
@@ -84,7 +91,10 @@ fn boot_information_follows_the_pvh_protocol() {
         let line = take(&mut rest, 2048).split(|byte| *byte == 0).next().unwrap();
         assert_eq!(
             String::from_utf8_lossy(line),
-            "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init virtio_mmio.device=4K@0xd0000000:16 quiet last=word"
+            format!(
+                "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init {} quiet last=word",
+                slots().join(" ")
+            )
         );
         assert_eq!(rest, {
             let mut table = hull_vmm::boot::mptable::build(3);
@@ -104,7 +114,8 @@ fn memory_around_the_gap_is_there() {
 #[test]
 fn nothing_reads_as_ones_and_swallows_writes() {
     let code = Code::new().store(0xe000_0000, 0x1234).load(0xe000_0000).print_eax();
-    let code = code.store(0xd000_0000, 0x1234).load(0xd000_0000).print_eax();
+    // Behind the last slot.
+    let code = code.store(0xd002_0000, 0x1234).load(0xd002_0000).print_eax();
     let code = code.out(0x80, 1).read_port(0xcfc).print_al().shut_down();
     assert_eq!(output(machine(1), &code), [0xff; 9]);
 }
@@ -112,13 +123,14 @@ fn nothing_reads_as_ones_and_swallows_writes() {
 #[test]
 fn a_device_answers_in_its_window() {
     let code = Code::new().load(0xd000_0000).print_eax().load(0xd000_0008).print_eax();
-    let code = code.load(0xd000_1000).print_eax().shut_down();
+    let code = code.load(0xd000_1000).print_eax().load(0xd000_1004).print_eax();
+    let code = code.load(0xd000_1008).print_eax().load(0xd000_100c).print_eax().shut_down();
     let vmm = Vmm::greeted();
     vmm.describe(machine(1), &code.kernel(), b"initramfs");
     vmm.done(&Request::AddEntropy, &[]);
     vmm.done(&Request::Boot, &[]);
-    // The magic word, the device id of an entropy source, and nothing in the next slot.
-    assert_eq!(console_of(vmm), b"virt\x04\0\0\0\xff\xff\xff\xff");
+    // The magic word, the device id of an entropy source, and a placeholder in the next slot.
+    assert_eq!(console_of(vmm), b"virt\x04\0\0\0virt\x02\0\0\0\0\0\0\0\0\0\0\0");
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn devices_are_checked_and_exist_once() {
         match vmm.ask(&disk(&format!("disk{disks}")), &[image.as_fd()]) {
             Message::Done => {}
             Message::Failed(failure) => {
-                assert_eq!((failure.code, disks), (Resources, 16), "{}", failure.message);
+                assert_eq!((failure.code, disks), (Resources, 31), "{}", failure.message);
                 break;
             }
             other => panic!("{other:?}"),

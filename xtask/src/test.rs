@@ -59,6 +59,8 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
         total += counted(&mut Command::new(root().join("tests/host/selftest")))?;
         say("the agent's containers under every cgroup controller");
         total += agent()?;
+        say("devices that come and go in a real guest");
+        total += hotplug()?;
     }
     if wanted(Layer::E2e) {
         say("end to end");
@@ -113,6 +115,21 @@ fn agent() -> Result<Count, Error> {
         count += counted(host.arg(executable("agent", name)?))?;
     }
     Ok(count)
+}
+
+/// Devices that come and go in a real guest: the shim's unit test that needs one.
+fn hotplug() -> Result<Count, Error> {
+    let tests = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
+    let mut host = where_guests_run(600, "2048")?;
+    host.arg("env");
+    for (variable, path) in [
+        ("HULL_VMM", build::target().join("release/hull-vmm")),
+        ("HULL_KERNEL", build::guest().join("vmlinux")),
+        ("HULL_INITRAMFS", build::guest().join("initramfs.img")),
+    ] {
+        host.arg(format!("{variable}={}", path.display()));
+    }
+    counted(host.arg(tests).args(["--ignored", "hotplug::"]))
 }
 
 fn end_to_end(filter: Option<&str>) -> Result<Count, Error> {

@@ -134,6 +134,10 @@ fn main() {
             | Request::SetHotplugMemory { .. }
             | Request::AddPmem(_)
             | Request::SetBalloon { .. }
+            | Request::AddNetwork(_)
+            | Request::Unplug { .. }
+            | Request::Pause
+            | Request::Resume
             | Request::Stats
             | Request::Stop => {}
         }

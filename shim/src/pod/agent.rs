@@ -5,7 +5,7 @@ use std::time::Duration;
 use hull_protocol::agent::api::agent::{
     ConfigurePodRequest, ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateExecRequest,
     ExitStatus, InfoRequest, InfoResponse, ProcessRequest, ResizeTerminalRequest, ShutdownRequest,
-    SignalProcessRequest, UpdateContainerRequest,
+    SignalProcessRequest, SlotRequest, UpdateContainerRequest,
 };
 use hull_protocol::agent::api::agent_ttrpc::AgentClient;
 use tokio::net::UnixStream;
@@ -195,6 +195,20 @@ impl Agent {
     ) -> Result<ContainerStatsResponse, AgentError> {
         let answer = self.client.container_stats(Context::default(), request);
         self.call("ContainerStats", Some(DEADLINE), answer).await
+    }
+
+    /// Makes the driver take the device in a slot.
+    pub async fn bind_slot(&self, slot: u8) -> Result<(), AgentError> {
+        let request = SlotRequest { slot: slot.into(), ..SlotRequest::default() };
+        let answer = self.client.bind_slot(Context::default(), &request);
+        self.call("BindSlot", Some(DEADLINE), answer).await.map(drop)
+    }
+
+    /// Makes the driver let go of the device in a slot.
+    pub async fn unbind_slot(&self, slot: u8) -> Result<(), AgentError> {
+        let request = SlotRequest { slot: slot.into(), ..SlotRequest::default() };
+        let answer = self.client.unbind_slot(Context::default(), &request);
+        self.call("UnbindSlot", Some(DEADLINE), answer).await.map(drop)
     }
 
     /// Ends the guest in good order. The VM's end is the answer as good as any other.

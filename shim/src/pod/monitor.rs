@@ -150,7 +150,16 @@ impl Monitor {
         match self.ask(request, fds).await? {
             Message::Done => Ok(()),
             Message::Failed(failure) => Err(failure.into()),
-            Message::Stats(_) | Message::Exited(_) => Err(MonitorError::OutOfTurn),
+            Message::Stats(_) | Message::Plugged { .. } | Message::Exited(_) => Err(MonitorError::OutOfTurn),
+        }
+    }
+
+    /// Gives the running VM a further device; answers the number of its slot.
+    pub async fn plug(&self, request: Request, fds: Vec<OwnedFd>) -> Result<u8, MonitorError> {
+        match self.ask(request, fds).await? {
+            Message::Plugged { slot } => Ok(slot),
+            Message::Failed(failure) => Err(failure.into()),
+            Message::Done | Message::Stats(_) | Message::Exited(_) => Err(MonitorError::OutOfTurn),
         }
     }
 
@@ -159,7 +168,7 @@ impl Monitor {
         match self.ask(Request::Stats, Vec::new()).await? {
             Message::Stats(stats) => Ok(stats),
             Message::Failed(failure) => Err(failure.into()),
-            Message::Done | Message::Exited(_) => Err(MonitorError::OutOfTurn),
+            Message::Done | Message::Plugged { .. } | Message::Exited(_) => Err(MonitorError::OutOfTurn),
         }
     }
 

@@ -276,6 +276,11 @@ impl Vm {
         self.monitor.pid()
     }
 
+    /// The monitor.
+    pub(super) fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
     /// The path of the monitor's vsock listener.
     pub fn stream_socket(&self) -> &Path {
         &self.stream_socket

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use hull_protocol::vmm::{DiskConfig, Failure, FailureCode, MachineConfig, PmemConfig, VsockConfig};
+use hull_protocol::vmm::{
+    DiskConfig, Failure, FailureCode, MachineConfig, NetworkConfig, PmemConfig, VsockConfig,
+};
 
 use super::{invalid, wrong_state};
 use crate::boot::cmdline::KernelArgs;
@@ -19,6 +21,7 @@ use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
 use crate::virtio::mem::{Mem, MemControl, REGION_ALIGNMENT};
+use crate::virtio::net::Net;
 use crate::virtio::pmem::mapping::ALIGNMENT;
 use crate::virtio::pmem::{FileRegion, Pmem};
 use crate::virtio::vsock::Vsock;
@@ -77,6 +80,11 @@ impl Description {
     /// A disk. Descriptors: one for each extent.
     pub fn add_disk(&mut self, config: &DiskConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         self.add(Block::new(config, fds).map_err(|error| invalid(chain(&error)))?)
+    }
+
+    /// A network interface. Descriptors: its tap.
+    pub fn add_network(&mut self, config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        self.add(Net::new(config, fds).map_err(|error| invalid(chain(&error)))?)
     }
 
     /// The vsock device. Descriptors: the listener, then one for each port.

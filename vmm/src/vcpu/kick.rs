@@ -1,12 +1,14 @@
-//! Gets a vCPU thread out of `KVM_RUN`, for good.
+//! Gets a vCPU thread out of `KVM_RUN`.
 //!
 //! A signal alone may come between the thread's last look around and its `KVM_RUN`, and be lost. So the handler, which
 //! runs on the vCPU's own thread, also sets `immediate_exit` in the shared `kvm_run` page (KVM API §5): from then on
-//! `KVM_RUN` returns at once. The thread's owner must have made the reason visible before it kicks.
+//! `KVM_RUN` returns at once, until the thread has rearmed and then looks around. The thread's owner must have made the
+//! reason visible before it kicks.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, create_sigset, register_signal_handler};
@@ -52,6 +54,16 @@ impl Kickable {
         let this = Self { fd, _on_this_thread: PhantomData };
         unblock(signal())?;
         Ok(this)
+    }
+
+    /// Makes the vCPU enter the guest again after a kick. The reason of the kick must be looked for afterwards: a further
+    /// kick in between counts for the next `KVM_RUN`.
+    pub fn rearm(&mut self) {
+        let byte = ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit);
+        // SAFETY: the vCPU keeps its page mapped; only this thread and its signal handler write the byte.
+        unsafe { ptr::write_volatile(byte, 0) };
+        // The handler runs on this thread: it is enough that the compiler keeps the order.
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// The vCPU.

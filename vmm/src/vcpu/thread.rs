@@ -12,6 +12,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
 use super::counters::{ExitCounters, ExitKind};
+use super::gate::{Gate, Passed};
 use super::kick::{self, Kickable};
 use super::statistics::Statistics;
 use crate::bus::Bus;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub bus: Bus,
     /// How the VM ends.
     pub ending: Ending,
+    /// Where they wait while it is paused.
+    pub gate: Gate,
     /// When the process started.
     pub start: Instant,
     /// Microseconds from the start to the first entry into the guest; 0 before.
@@ -55,7 +58,7 @@ impl VcpuThread {
         Ok(Self { thread, counters, statistics })
     }
 
-    /// Gets the thread out of the guest; the VM must have ended.
+    /// Gets the thread out of the guest; the VM must have ended, or its gate be closed.
     pub fn kick(&self) {
         if let Err(error) = self.thread.kill(kick::signal()) {
             log::error!("cannot signal a vCPU thread: {error}");
@@ -87,6 +90,21 @@ struct Runner {
     shared: Arc<Shared>,
 }
 
+/// Why the guest was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// It wanted something, and got it.
+    Served,
+    /// The thread was kicked, perhaps.
+    Interrupted,
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.shared.gate.leave();
+    }
+}
+
 impl Runner {
     fn run(self, fd: VcpuFd, filter: &Filter) {
         if let Err(error) = filter.close() {
@@ -104,9 +122,23 @@ impl Runner {
             self.shared.first_entry_us.store(us, Ordering::Relaxed);
         }
         while self.shared.ending.reason().is_none() {
-            if let ControlFlow::Break(reason) = self.step(kickable.vcpu()) {
-                self.end(reason);
+            match self.step(kickable.vcpu()) {
+                ControlFlow::Continue(Left::Served) => {}
+                ControlFlow::Continue(Left::Interrupted) => {
+                    kickable.rearm();
+                    self.wait_at_gate(kickable.vcpu());
+                }
+                ControlFlow::Break(reason) => self.end(reason),
             }
+        }
+    }
+
+    fn wait_at_gate(&self, vcpu: &VcpuFd) {
+        if self.shared.gate.pass() == Passed::AfterAPause
+            && let Err(error) = vcpu.kvmclock_ctrl()
+        {
+            // The guest has no kvm-clock that could be told not to take the pause for a lock-up.
+            log::debug!("vCPU {}: {error}", self.id);
         }
     }
 
@@ -115,36 +147,36 @@ impl Runner {
     }
 
     /// Runs the guest until it needs something, and does it.
-    fn step(&self, vcpu: &mut VcpuFd) -> ControlFlow<ExitReason> {
+    fn step(&self, vcpu: &mut VcpuFd) -> ControlFlow<ExitReason, Left> {
         let bus = &self.shared.bus;
         let detail = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.counters.count(ExitKind::PortWrite);
-                return bus.write_port(port, data);
+                return bus.write_port(port, data).map_continue(|()| Left::Served);
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.counters.count(ExitKind::PortRead);
                 bus.read_port(port, data);
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(Left::Served);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.counters.count(ExitKind::MemoryWrite);
                 bus.write_memory(address, data);
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(Left::Served);
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.counters.count(ExitKind::MemoryRead);
                 bus.read_memory(address, data);
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(Left::Served);
             }
             Ok(VcpuExit::Intr) => {
                 self.counters.count(ExitKind::Interrupted);
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(Left::Interrupted);
             }
             // EINTR: kicked. EAGAIN: a waiting vCPU was woken and must be entered again.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.counters.count(ExitKind::Interrupted);
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(Left::Interrupted);
             }
             Ok(VcpuExit::Shutdown) => {
                 self.counters.count(ExitKind::Other);

@@ -13,6 +13,7 @@ const DESCRIPTOR_SIZE: u64 = 16;
 #[derive(Clone, Copy, Debug)]
 pub struct Chain<'a, 'm> {
     head: u16,
+    chains: u16,
     memory: &'m GuestMemory,
     /// What the driver has written for the device.
     pub readable: Segments<'a, 'm>,
@@ -70,34 +71,26 @@ pub(super) enum Indirect {
 }
 
 impl<'a, 'm> Chain<'a, 'm> {
-    /// Follows a chain to its end. `slices` is room for its pieces.
-    pub(super) fn collect(
+    /// `slices` are the pieces to read, `readable` of them, then those to write, of `chains` chains.
+    pub(super) fn new(
         memory: &'m GuestMemory,
-        table: Table,
         head: u16,
-        slices: &'a mut Vec<VolatileSlice<'m>>,
-    ) -> Result<Self, ChainError> {
-        slices.clear();
-        let mut readable = None;
-        let mut walk =
-            Walk { memory, at: table, next: Some(head), size: u32::from(table.size), left: table.size };
-        let mut length = 0_u32;
-        while let Some(descriptor) = walk.next()? {
-            length = length.checked_add(descriptor.len()).ok_or(ChainError::TooLong)?;
-            match (descriptor.is_write_only(), readable) {
-                (true, None) => readable = Some(slices.len()),
-                (false, Some(_)) => return Err(ChainError::Order),
-                (true, Some(_)) | (false, None) => {}
-            }
-            append(memory, &descriptor, slices)?;
-        }
-        let (readable, writable) = slices.split_at(readable.unwrap_or(slices.len()));
-        Ok(Self { head, memory, readable: Segments::new(readable), writable: Segments::new(writable) })
+        slices: &'a [VolatileSlice<'m>],
+        readable: usize,
+        chains: u16,
+    ) -> Self {
+        let (readable, writable) = slices.split_at(readable);
+        Self { head, chains, memory, readable: Segments::new(readable), writable: Segments::new(writable) }
     }
 
     /// The index by which the chain goes back to the driver.
     pub fn head(&self) -> u16 {
         self.head
+    }
+
+    /// How many chains this is, held together by [`Handled::More`](super::queue::Handled::More).
+    pub fn chains(&self) -> u16 {
+        self.chains
     }
 
     /// The memory that the chain lies in.
@@ -109,6 +102,29 @@ impl<'a, 'm> Chain<'a, 'm> {
     pub fn pin(&self, part: Segments<'_, '_>) -> Option<Pinned> {
         Pinned::new(self.memory, part)
     }
+}
+
+/// Follows a chain to its end and appends its pieces to `slices`. Answers where those to write begin.
+pub(super) fn collect<'m>(
+    memory: &'m GuestMemory,
+    table: Table,
+    head: u16,
+    slices: &mut Vec<VolatileSlice<'m>>,
+) -> Result<usize, ChainError> {
+    let mut writable = None;
+    let mut walk =
+        Walk { memory, at: table, next: Some(head), size: u32::from(table.size), left: table.size };
+    let mut length = 0_u32;
+    while let Some(descriptor) = walk.next()? {
+        length = length.checked_add(descriptor.len()).ok_or(ChainError::TooLong)?;
+        match (descriptor.is_write_only(), writable) {
+            (true, None) => writable = Some(slices.len()),
+            (false, Some(_)) => return Err(ChainError::Order),
+            (true, Some(_)) | (false, None) => {}
+        }
+        append(memory, &descriptor, slices)?;
+    }
+    Ok(writable.unwrap_or(slices.len()))
 }
 
 fn append<'m>(

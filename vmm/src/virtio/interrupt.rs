@@ -52,6 +52,11 @@ impl Interrupt {
         self.line.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
+    /// The irqfd.
+    pub fn event(&self) -> &EventFd {
+        &self.line.event
+    }
+
     /// Interrupts raised since the start.
     pub fn raised(&self) -> u64 {
         self.line.raised.load(Ordering::Relaxed)

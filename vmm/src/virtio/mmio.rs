@@ -21,7 +21,7 @@ mod state;
 mod tests;
 
 use registers::{CONFIG, MAGIC, Register, VENDOR, VERSION};
-use state::{Effect, FEATURE_VERSION_1, Frozen, State};
+use state::{DRIVER, Effect, FEATURE_VERSION_1, Frozen, State};
 
 /// The size of a device's register window, in bytes.
 pub const WINDOW_SIZE: u64 = 0x1000;
@@ -89,8 +89,8 @@ impl std::fmt::Debug for MmioTransport {
 }
 
 impl MmioTransport {
-    /// A transport in the reset state. `irq` is the irqfd of an edge-triggered interrupt.
-    pub fn new(memory: GuestMemory, device: Box<dyn VirtioDevice>, irq: EventFd) -> io::Result<Self> {
+    /// A transport in the reset state. Its interrupt's event is to be registered as irqfd of an edge-triggered interrupt.
+    pub fn new(memory: GuestMemory, device: Box<dyn VirtioDevice>) -> io::Result<Self> {
         let queue_events: Vec<EventFd> =
             device.max_queue_sizes().iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
         let self_notifications =
@@ -100,7 +100,7 @@ impl MmioTransport {
             device,
             state: State::Reset,
             selected: Selected::default(),
-            interrupt: Interrupt::new(irq),
+            interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK)?),
             queue_events,
             self_notifications,
             notifications: 0,
@@ -186,6 +186,17 @@ impl MmioTransport {
     pub fn quiesce(&mut self) {
         let result = self.device.quiesce();
         self.check(result);
+    }
+
+    /// Whether a driver has taken the device and not yet let go of it.
+    pub fn has_driver(&self) -> bool {
+        self.state.status() & DRIVER != 0
+    }
+
+    /// The end of the device in this VM: forgets the driver.
+    pub fn retire(&mut self) {
+        self.state = State::Reset;
+        self.device.reset();
     }
 
     /// Counters since the start.
@@ -358,6 +369,20 @@ impl MmioTransport {
         // A guest can do this as often as it likes.
         let level = if self.failures <= FAILURES_LOGGED { log::Level::Warn } else { log::Level::Debug };
         log::log!(level, "{} needs a reset: {}", self.device.name(), Causes(&error));
+    }
+}
+
+/// A read from the window of a slot without a device: `DeviceID` is 0, which means that there is nothing for a driver
+/// (§4.2.2), and so is all that a driver does not read before.
+pub fn read_placeholder(offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
+        let value = match Register::at(offset) {
+            Some(Register::MagicValue) => MAGIC,
+            Some(Register::Version) => VERSION,
+            _ => 0,
+        };
+        *data = value.to_le_bytes();
     }
 }
 

@@ -5,14 +5,19 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, ChainError, Indirect, Table};
+use super::chain::{self, Chain, ChainError, Indirect, Table};
 use super::interrupt::{Interrupt, USED_BUFFER};
 use crate::memory::GuestMemory;
+
+mod run;
+
+use run::Run;
 
 /// `VIRTIO_F_INDIRECT_DESC`.
 pub const FEATURE_INDIRECT: u64 = 1 << 28;
@@ -22,10 +27,14 @@ pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
 /// What became of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handled {
-    /// It goes back to the driver with this many bytes written, from the start of its writable part.
+    /// It goes back to the driver with this many bytes written, from the start of its writable part. A run of chains
+    /// goes back as one: the driver sees all of them or none.
     Done(u32),
-    /// The device keeps it and will [`complete`](RunningQueue::complete) it.
+    /// The device keeps it and will [`complete`](RunningQueue::complete) it. For a single chain, never for a run.
     Deferred,
+    /// Its writable part is too small: the device is called again when there is a further chain, with the writable
+    /// parts of all as one. When there is none, they stay in the ring, and the loop ends.
+    More,
     /// The device cannot use it now: it stays in the ring, and the loop ends.
     Stop,
 }
@@ -84,6 +93,8 @@ pub struct RunningQueue {
     memory: GuestMemory,
     interrupt: Interrupt,
     notification: Arc<EventFd>,
+    /// The used index when it was last decided whether to interrupt.
+    announced: u16,
 }
 
 impl RunningQueue {
@@ -108,7 +119,7 @@ impl RunningQueue {
         }
         let indirect = if features & FEATURE_INDIRECT != 0 { Indirect::Allowed } else { Indirect::Refused };
         let table = Table { address: GuestAddress(setup.descriptors), size, indirect };
-        Ok(Self { ring, table, memory, interrupt, notification })
+        Ok(Self { ring, table, memory, interrupt, notification, announced: 0 })
     }
 
     /// The queue's size.
@@ -151,38 +162,70 @@ impl RunningQueue {
         let Self { ring, table, memory, .. } = self;
         let memory: &GuestMemory = memory;
         let mut slices = Vec::new();
+        let mut run = Run::default();
         let mut budget = 2 * u32::from(table.size);
         loop {
             ring.disable_notification(memory)?;
             while let Some(head) = ring.iter(memory)?.next().map(|chain| chain.head_index()) {
                 let Some(left) = budget.checked_sub(1) else {
                     ring.go_to_previous_position();
+                    run.give_back(ring);
                     self.notify_self();
                     return Ok(());
                 };
                 budget = left;
-                let chain = Chain::collect(memory, *table, head, &mut slices)
+                let held = slices.len();
+                let mut readable = chain::collect(memory, *table, head, &mut slices)
                     .map_err(|source| QueueError::Chain { head, source })?;
-                match handle(chain) {
-                    Handled::Done(written) => ring.add_used(memory, head, written)?,
-                    Handled::Deferred => {}
+                run.push(head, &slices[readable..]);
+                if run.len() > 1 {
+                    // What a further chain of a run has to read is nobody's business.
+                    slices.drain(held..readable);
+                    readable = 0;
+                }
+                match handle(Chain::new(memory, head, &slices, readable, run.len())) {
+                    Handled::Done(written) => run.publish(ring, memory, written)?,
+                    Handled::Deferred => run.clear(),
+                    Handled::More => {
+                        slices.drain(..readable);
+                        continue;
+                    }
                     Handled::Stop => {
-                        ring.go_to_previous_position();
+                        run.give_back(ring);
                         return Ok(());
                     }
                 }
+                slices.clear();
             }
+            // A run that waits for more is given back only now: what is already there is no reason to go on.
             if !ring.enable_notification(memory)? {
+                run.give_back(ring);
                 return Ok(());
             }
         }
     }
 
+    /// With `VIRTIO_F_EVENT_IDX` the driver names the used index whose passing it wants to hear of (§2.7.7.2).
     fn interrupt_if_wanted(&mut self) -> Result<(), QueueError> {
-        if self.ring.needs_notification(&self.memory)? {
+        let (old, new) = (self.announced, self.ring.next_used());
+        self.announced = new;
+        let wanted = !self.ring.event_idx_enabled() || {
+            // The driver writes its event before it reads our index, we the other way round.
+            fence(Ordering::SeqCst);
+            let event = self.used_event()?;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        };
+        if wanted {
             self.interrupt.raise(USED_BUFFER);
         }
         Ok(())
+    }
+
+    /// `used_event`, which follows the elements of the available ring (§2.7.6).
+    fn used_event(&self) -> Result<u16, QueueError> {
+        let at = GuestAddress(self.ring.avail_ring() + 4 + 2 * u64::from(self.table.size));
+        let event = self.memory.load(at, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u16::from_le(event))
     }
 }
 

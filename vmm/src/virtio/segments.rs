@@ -129,6 +129,22 @@ impl<'a, 'm> Segments<'a, 'm> {
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
     }
 
+    /// One `writev(2)` of `prefix` and then the run, for a descriptor that takes a whole message at a time. `None` when
+    /// the run lies in more pieces than one call takes.
+    pub fn write_after(self, prefix: &[u8], file: BorrowedFd<'_>) -> Option<io::Result<usize>> {
+        let (pieces, count) = self.iovecs();
+        let pieces = &pieces[..usize::try_from(count).unwrap_or(0)];
+        if pieces.iter().map(|piece| piece.iov_len).sum::<usize>() < self.len {
+            return None;
+        }
+        let mut iovecs = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; IOVECS + 1];
+        iovecs[0] = libc::iovec { iov_base: prefix.as_ptr().cast_mut().cast(), iov_len: prefix.len() };
+        iovecs[1..=pieces.len()].copy_from_slice(pieces);
+        // SAFETY: the first iovec is `prefix`, which is borrowed through the call and only read; for the others see
+        // `read_at`.
+        Some(retry(|| unsafe { libc::writev(file.as_raw_fd(), iovecs.as_ptr(), count + 1) }))
+    }
+
     /// Fills the run from the kernel's random number generator; answers how far it came.
     pub fn fill_random(self) -> io::Result<usize> {
         let mut done = 0;

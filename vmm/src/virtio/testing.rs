@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
 use super::mmio::{MmioTransport, QUEUE_NOTIFY};
@@ -146,9 +146,9 @@ impl Driver {
     }
 
     pub fn with_memory(device: Box<dyn VirtioDevice>, memory: Memory) -> Self {
-        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let sizes = device.max_queue_sizes().to_vec();
-        let transport = MmioTransport::new(memory.guest.clone(), device, irq.try_clone().unwrap()).unwrap();
+        let transport = MmioTransport::new(memory.guest.clone(), device).unwrap();
+        let irq = transport.interrupt().event().try_clone().unwrap();
         let first_buffer = BASE + QUEUE_AREA * sizes.len() as u64;
         let queues = sizes
             .iter()
@@ -367,11 +367,18 @@ impl Driver {
         head
     }
 
+    /// Asks for an interrupt when the chain of this used index has come back (§2.7.7.1).
+    pub fn ask_for_interrupt_after(&self, index: usize, used: u16) {
+        let queue = &self.queues[index];
+        let event = GuestAddress(queue.available() + 4 + 2 * u64::from(queue.size));
+        self.memory.guest.store(used, event, Ordering::SeqCst).unwrap();
+    }
+
     /// The chains that have come back: head and bytes written. Asks for an interrupt for the next.
     pub fn used(&mut self, index: usize) -> Vec<(u16, u32)> {
         let mut all = Vec::new();
         let queue = &self.queues[index];
-        let (size, used, available) = (queue.size, queue.used(), queue.available());
+        let (size, used) = (queue.size, queue.used());
         loop {
             while self.queues[index].last_used != self.load(used + 2) {
                 let at = used + 4 + 8 * u64::from(self.queues[index].last_used % size);
@@ -383,8 +390,7 @@ impl Driver {
                 self.queues[index].last_used = self.queues[index].last_used.wrapping_add(1);
                 all.push((head, u32::try_from(entry >> 32).unwrap()));
             }
-            let event = GuestAddress(available + 4 + 2 * u64::from(size));
-            self.memory.guest.store(self.queues[index].last_used, event, Ordering::SeqCst).unwrap();
+            self.ask_for_interrupt_after(index, self.queues[index].last_used);
             if self.queues[index].last_used == self.load(used + 2) {
                 return all;
             }

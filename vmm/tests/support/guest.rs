@@ -99,6 +99,22 @@ impl Code {
         self.load(address).raw(&[0x85, 0xc0, 0x74, 0xf7])
     }
 
+    /// Waits until the word at `address` is zero: `mov eax, [address]; test eax, eax; jnz back`
+    pub fn wait_for_zero(self, address: u32) -> Self {
+        self.load(address).raw(&[0x85, 0xc0, 0x75, 0xf7])
+    }
+
+    /// Where the next instruction is, from the start of the code.
+    pub fn here(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// `jmp` to what [`here`](Self::here) said.
+    pub fn jump(self, to: usize) -> Self {
+        let distance = i32::try_from(to).unwrap() - i32::try_from(self.bytes.len() + 5).unwrap();
+        self.raw_with(&[0xe9], distance.cast_unsigned())
+    }
+
     /// Ends the VM in good order.
     pub fn shut_down(self) -> Self {
         self.out(EXIT, 1).halt()

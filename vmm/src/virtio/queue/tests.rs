@@ -245,6 +245,84 @@ fn deferred_chains_come_back_when_the_device_says_so() {
 }
 
 #[test]
+fn a_run_of_chains_is_one_packet() {
+    for features in [VERSION_1, VERSION_1 | RING_FEATURES] {
+        let (mut driver, script) = running_with(features);
+        script.lock().unwrap().answers = vec![Answer::Fill(1), Answer::Fill(25), Answer::More, Answer::More];
+        let text = driver.put(b"not for a run");
+        let area = driver.allocate(50);
+        let heads = [
+            driver.add(0, &[readable(text, 13), writable(area, 10)]),
+            driver.add(0, &[readable(text, 13), writable(area + 10, 6), writable(area + 16, 4)]),
+            driver.add(0, &[writable(area + 20, 10)]),
+            driver.add(0, &[writable(area + 30, 10)]),
+        ];
+        driver.notify(0);
+        driver.settle();
+        assert_eq!(driver.used(0), [(heads[0], 10), (heads[1], 10), (heads[2], 5), (heads[3], 1)]);
+        assert_eq!(driver.peek(area, 32), [vec![3; 25], vec![0; 5], vec![1, 0]].concat());
+        assert_eq!(driver.transport.counters().interrupts, 1);
+    }
+}
+
+#[test]
+fn a_run_that_is_too_short_stays_in_the_ring_until_there_is_more() {
+    for features in [VERSION_1, VERSION_1 | RING_FEATURES] {
+        let (mut driver, script) = running_with(features);
+        let area = driver.allocate(60);
+        let mut heads = Vec::new();
+        for round in 0..3 {
+            // Never is it called with less than it has seen, and it is called again only for news.
+            script.lock().unwrap().answers = vec![Answer::More; round + 1];
+            heads.push(driver.add(0, &[writable(area + 10 * round as u64, 10)]));
+            assert!(driver.notify(0), "round {round}: the driver is asked to notify");
+            driver.settle();
+            assert_eq!(driver.used(0), []);
+            assert!(script.lock().unwrap().answers.is_empty());
+        }
+        assert!(!driver.interrupted());
+        script.lock().unwrap().answers = vec![Answer::Fill(31), Answer::More, Answer::More, Answer::More];
+        heads.push(driver.add(0, &[writable(area + 30, 10)]));
+        driver.notify(0);
+        driver.settle();
+        assert_eq!(driver.used(0), [(heads[0], 10), (heads[1], 10), (heads[2], 10), (heads[3], 1)]);
+        assert!(driver.interrupted());
+    }
+}
+
+#[test]
+fn a_run_the_device_stops_at_stays_first_in_line() {
+    let (mut driver, script) = running();
+    script.lock().unwrap().answers = vec![Answer::Stop, Answer::More];
+    let area = driver.allocate(20);
+    let heads = [driver.add(0, &[writable(area, 10)]), driver.add(0, &[writable(area + 10, 10)])];
+    driver.notify(0);
+    driver.settle();
+    assert_eq!(driver.used(0), []);
+    script.lock().unwrap().answers = vec![Answer::Fill(2), Answer::Fill(3)];
+    driver.kick(0);
+    driver.settle();
+    assert_eq!(driver.used(0), [(heads[0], 3), (heads[1], 2)]);
+}
+
+/// The event index lies inside a run: its driver is interrupted all the same.
+#[test]
+fn with_event_idx_a_run_passes_every_index_in_it() {
+    for wanted in 0..4_u16 {
+        let (mut driver, script) = running();
+        script.lock().unwrap().answers = vec![Answer::Fill(4), Answer::More, Answer::More];
+        let area = driver.allocate(30);
+        for chain in 0..3 {
+            driver.add(0, &[writable(area + 10 * chain, 10)]);
+        }
+        driver.ask_for_interrupt_after(0, wanted);
+        driver.notify(0);
+        driver.settle();
+        assert_eq!(driver.transport.counters().interrupts, u64::from(wanted < 3), "after {wanted}");
+    }
+}
+
+#[test]
 fn with_event_idx_one_interrupt_announces_a_batch() {
     let (mut driver, _script) = running();
     for _ in 0..10 {

@@ -25,6 +25,9 @@ pub enum Answer {
     Echo,
     Defer,
     Stop,
+    More,
+    /// Fills so many bytes, all of them with the number of chains.
+    Fill(u32),
 }
 
 pub struct Echo {
@@ -104,6 +107,12 @@ impl VirtioDevice for Echo {
                         Handled::Deferred
                     }
                     Answer::Stop => Handled::Stop,
+                    Answer::More => Handled::More,
+                    Answer::Fill(length) => {
+                        let bytes = vec![u8::try_from(chain.chains()).unwrap(); length.try_into().unwrap()];
+                        assert_eq!(chain.writable.copy_from(&bytes), bytes.len());
+                        Handled::Done(length)
+                    }
                 }
             })
             .map_err(|source| DeviceError::Queue { queue, source })

@@ -1,0 +1,147 @@
+//! Disks that come and go while the VM runs: the monitor fills a slot, then the agent has the guest's driver take it; in
+//! the opposite order when it goes.
+
+use hull_protocol::vmm::{DiskConfig, Request, Unplug};
+
+use super::{AgentError, Disk, MonitorError, Vm};
+
+/// A disk in a running VM.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a disk that nobody remembers stays in the VM"]
+pub struct PluggedDisk {
+    serial: String,
+    slot: u8,
+}
+
+/// Why a disk does not come or go.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// The monitor refused.
+    #[error("the monitor does not change its devices: {0}")]
+    Monitor(#[from] MonitorError),
+    /// The guest's driver did not do as asked.
+    #[error("the guest does not change its devices: {0}")]
+    Agent(#[from] AgentError),
+}
+
+impl Vm {
+    /// Gives the VM a further disk. When this returns, the guest finds it by its serial number. Nothing of it is left
+    /// when it fails.
+    pub async fn plug_disk(&self, disk: Disk) -> Result<PluggedDisk, PlugError> {
+        let Disk { config, fds } = disk;
+        let DiskConfig { serial, .. } = &config;
+        let serial = serial.clone();
+        let slot = self.monitor().plug(Request::AddDisk(config), fds).await?;
+        if let Err(error) = self.agent.bind_slot(slot).await {
+            if let Err(error) = self.take_away(&serial, Unplug::Forced).await {
+                log::warn!("the disk {serial} cannot be taken back: {error}");
+            }
+            return Err(error.into());
+        }
+        Ok(PluggedDisk { serial, slot })
+    }
+
+    /// Takes a disk away. When this returns, its files are closed. A guest that does not let go of it in time loses it all
+    /// the same, and that is then the error.
+    pub async fn unplug_disk(&self, disk: PluggedDisk) -> Result<(), PlugError> {
+        let PluggedDisk { serial, slot } = disk;
+        let let_go = self.agent.unbind_slot(slot).await;
+        let how = if let_go.is_ok() { Unplug::Released } else { Unplug::Forced };
+        self.take_away(&serial, how).await?;
+        Ok(let_go?)
+    }
+
+    async fn take_away(&self, serial: &str, how: Unplug) -> Result<(), MonitorError> {
+        self.monitor().request(Request::Unplug { name: format!("blk-{serial}"), how }, Vec::new()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
+    use containerd_shim_protos::protobuf::MessageField;
+    use hull_protocol::agent::api::agent::rootfs::Lower;
+    use hull_protocol::agent::api::agent::{CreateContainerRequest, ErofsDisk, Rootfs};
+    use hull_protocol::vmm::{DiskAccess, DiskDiscard, DiskExtent, RateLimits};
+
+    use super::*;
+    use crate::pod::{Booting, PowerOff, VmSpec};
+
+    fn disk(serial: &str) -> Disk {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[0; 1 << 16]).unwrap();
+        let extents = vec![DiskExtent { offset: 0, length: 1 << 16 }];
+        let config = DiskConfig {
+            serial: serial.into(),
+            access: DiskAccess::ReadOnly,
+            extents,
+            discard: DiskDiscard::Off,
+            limits: RateLimits::default(),
+        };
+        Disk { config, fds: vec![OwnedFd::from(file)] }
+    }
+
+    /// Whether the guest has a disk: a container from it fails for what is on the disk, or because there is none.
+    async fn has_disk(vm: &Vm, serial: &str) -> bool {
+        let erofs = ErofsDisk { serial: serial.into(), ..ErofsDisk::default() };
+        let rootfs = Rootfs { lower: Some(Lower::Erofs(erofs)), ..Rootfs::default() };
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2", "root": {"path": "rootfs"},
+            "process": {"args": ["none"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
+        });
+        let request = CreateContainerRequest {
+            container_id: "probe".into(),
+            spec: spec.to_string().into(),
+            rootfs: MessageField::some(rootfs),
+            ..CreateContainerRequest::default()
+        };
+        let error = vm.agent.create_container(&request).await.unwrap_err().to_string();
+        if error.contains("no disk has the serial number") {
+            return false;
+        }
+        assert!(error.contains("mount erofs /dev/vd"), "{error}");
+        true
+    }
+
+    #[test]
+    #[ignore = "needs a KVM that runs Linux, and the built programs: `make test` runs it in the test host"]
+    fn a_disk_comes_and_goes_in_a_real_guest() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let spec = VmSpec {
+                vcpus: 1,
+                memory_mib: 256,
+                disks: vec![disk("first")],
+                console: folder.path().join("console"),
+                stream_socket: folder.path().join("streams"),
+                hostname: "hotplug".into(),
+            };
+            let vm = Booting::prepare(spec).await.unwrap().boot().await.unwrap();
+            assert!(has_disk(&vm, "first").await);
+            for round in 0..25 {
+                assert!(!has_disk(&vm, "further").await, "round {round}");
+                let first = vm.plug_disk(disk("further")).await.unwrap();
+                let second = vm.plug_disk(disk("another")).await.unwrap();
+                assert!(has_disk(&vm, "further").await, "round {round}");
+                assert!(has_disk(&vm, "another").await, "round {round}");
+                vm.unplug_disk(first).await.unwrap();
+                assert!(!has_disk(&vm, "further").await, "round {round}");
+                vm.unplug_disk(second).await.unwrap();
+            }
+            // An empty slot, one out of range, one whose driver holds on and is bound already.
+            for slot in [31, 32, 0] {
+                let error = vm.agent.bind_slot(slot).await.unwrap_err();
+                assert!(matches!(error, AgentError::Refused { .. }), "{error}");
+            }
+            assert!(vm.agent.unbind_slot(31).await.is_err());
+            let gone = PluggedDisk { serial: "never".into(), slot: 31 };
+            assert!(vm.unplug_disk(gone).await.is_err());
+            assert!(has_disk(&vm, "first").await);
+            vm.stop(PowerOff::Orderly).await.unwrap();
+        });
+    }
+}

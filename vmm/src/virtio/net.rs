@@ -1,0 +1,310 @@
+//! The network device (virtio 1.3 §5.1) over a tap that somebody else opened.
+//!
+//! Frames carry the virtio header both ways (`IFF_VNET_HDR`): large segments and checksums that are not filled in yet go
+//! through as they are, as far as driver and kernel have agreed on it. Nothing here waits and no timer runs: the tap is
+//! watched edge-triggered, and [`rx`] and [`tx`] remember what they could not do yet. What is particular to a rate
+//! limit belongs where a frame is admitted: `Receiver::next_frame` and `tx::send`.
+
+use std::os::fd::{OwnedFd, RawFd};
+
+use hull_protocol::vmm::NetworkConfig;
+
+use super::device::{Activated, DeviceError, VirtioDevice};
+use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
+use super::queue::RunningQueue;
+
+mod header;
+mod offload;
+mod rx;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+use offload::{Direction, Offloads};
+use rx::Receiver;
+pub use tap::TapError;
+use tap::{Readiness, Tap};
+use tx::Transmitter;
+
+/// Virtio device id (§5.1.1).
+const DEVICE_TYPE: u32 = 1;
+/// Queues (§5.1.2), by index: to the guest, from the guest.
+const RX: usize = 0;
+const TX: usize = 1;
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+
+const FEATURE_MTU: u64 = 1 << 3;
+const FEATURE_MAC: u64 = 1 << 5;
+const FEATURE_MRG_RXBUF: u64 = 1 << 15;
+const FEATURE_STATUS: u64 = 1 << 16;
+
+/// The longest name of a network.
+const NAME_MAX: usize = 20;
+/// The least MTU (RFC 791).
+const MTU_MIN: u16 = 68;
+
+/// `virtio_net_config` up to the MTU (§5.1.4).
+const CONFIG_LENGTH: usize = 12;
+const CONFIG_STATUS: usize = 6;
+const CONFIG_MTU: usize = 10;
+/// `VIRTIO_NET_S_LINK_UP`.
+const LINK_UP: u16 = 1;
+
+/// A network interface.
+#[derive(Debug)]
+pub struct Net {
+    name: String,
+    mac: [u8; 6],
+    mtu: u16,
+    tap: Tap,
+    link: Link,
+    receiver: Receiver,
+    transmitter: Transmitter,
+    running: Option<Running>,
+}
+
+/// Whether there is a tap at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Up,
+    /// It was deleted; nothing brings it back.
+    Down,
+}
+
+#[derive(Debug)]
+struct Running {
+    rx: RunningQueue,
+    tx: RunningQueue,
+    interrupt: Interrupt,
+    agreed: Agreed,
+}
+
+/// What driver and device have agreed on.
+#[derive(Clone, Copy, Debug)]
+struct Agreed {
+    to_guest: Offloads,
+    from_guest: Offloads,
+    buffers: Buffers,
+}
+
+/// How a frame lies in the driver's buffers (§5.1.6.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Buffers {
+    /// In one chain, or not at all.
+    Single,
+    /// In as many chains as it takes (`VIRTIO_NET_F_MRG_RXBUF`).
+    Mergeable,
+}
+
+/// The tap does not exist any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gone;
+
+/// Why a network interface cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// Not exactly one descriptor.
+    #[error("a network takes one file descriptor, its tap, but came with {0}")]
+    DescriptorCount(usize),
+    /// Not 1 to 20 letters, digits, dots, dashes and underscores.
+    #[error("the network name {0:?} is not 1 to {NAME_MAX} letters, digits, '.', '-' or '_'")]
+    Name(String),
+    /// A group address, or none at all.
+    #[error("the MAC address of network {0} is not that of a single interface")]
+    Mac(String),
+    /// Less than every network must carry.
+    #[error("the MTU of network {name} is {mtu}; the least is {MTU_MIN}")]
+    Mtu {
+        /// The network.
+        name: String,
+        /// Its MTU.
+        mtu: u16,
+    },
+    /// The descriptor is of no use.
+    #[error("the tap of network {name} cannot be used")]
+    Tap {
+        /// The network.
+        name: String,
+        /// Why.
+        source: TapError,
+    },
+}
+
+impl Net {
+    /// An interface whose other end is a tap: `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`. It becomes non-blocking.
+    pub fn new(config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<Self, NetError> {
+        let count = fds.len();
+        let Ok([tap]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(NetError::DescriptorCount(count)) };
+        let name = check(config)?;
+        let tap = Tap::new(tap).map_err(|source| NetError::Tap { name: name.to_owned(), source })?;
+        Ok(Self::over(config, tap))
+    }
+
+    fn over(config: &NetworkConfig, tap: Tap) -> Self {
+        Self {
+            name: format!("net-{}", config.name),
+            mac: config.mac,
+            mtu: config.mtu,
+            tap,
+            link: Link::Up,
+            receiver: Receiver::default(),
+            transmitter: Transmitter::default(),
+            running: None,
+        }
+    }
+
+    fn config_space(&self) -> [u8; CONFIG_LENGTH] {
+        let mut config = [0; CONFIG_LENGTH];
+        config[..6].copy_from_slice(&self.mac);
+        let status = match self.link {
+            Link::Up => LINK_UP,
+            Link::Down => 0,
+        };
+        config[CONFIG_STATUS..CONFIG_STATUS + 2].copy_from_slice(&status.to_le_bytes());
+        config[CONFIG_MTU..].copy_from_slice(&self.mtu.to_le_bytes());
+        config
+    }
+
+    fn receive(&mut self) -> Result<(), DeviceError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        match self.link {
+            Link::Down => Ok(()),
+            Link::Up => match self.receiver.fill(&mut running.rx, &self.tap, running.agreed)? {
+                Some(Gone) => self.pull_cable(),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn transmit(&mut self) -> Result<(), DeviceError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let tap = match self.link {
+            Link::Up => Some(&self.tap),
+            Link::Down => None,
+        };
+        match self.transmitter.drain(&mut running.tx, tap, running.agreed.from_guest)? {
+            Some(Gone) => self.pull_cable(),
+            None => Ok(()),
+        }
+    }
+
+    /// The tap is gone: the driver sees its cable pulled, and what it sends, or has queued to be sent, is lost.
+    fn pull_cable(&mut self) -> Result<(), DeviceError> {
+        log::warn!("{}: the tap is gone", self.name);
+        self.link = Link::Down;
+        self.tap.forget();
+        self.transmitter.reset();
+        if let Some(running) = &self.running {
+            running.interrupt.raise(CONFIGURATION_CHANGE);
+        }
+        self.transmit()
+    }
+}
+
+fn check(config: &NetworkConfig) -> Result<&str, NetError> {
+    let name = config.name.as_str();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if name.is_empty() || name.len() > NAME_MAX || !name.bytes().all(plain) {
+        return Err(NetError::Name(name.into()));
+    }
+    if config.mac[0] & 1 != 0 || config.mac == [0; 6] {
+        return Err(NetError::Mac(name.into()));
+    }
+    if config.mtu < MTU_MIN {
+        return Err(NetError::Mtu { name: name.into(), mtu: config.mtu });
+    }
+    Ok(name)
+}
+
+impl VirtioDevice for Net {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn max_queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        let plain = FEATURE_MTU | FEATURE_MAC | FEATURE_MRG_RXBUF | FEATURE_STATUS;
+        plain
+            | self.tap.offloads().features(Direction::ToGuest)
+            | self.tap.offloads().features(Direction::FromGuest)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config_space();
+        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+
+    fn config_generation(&self) -> u32 {
+        // The link changes once.
+        match self.link {
+            Link::Up => 0,
+            Link::Down => 1,
+        }
+    }
+
+    fn activate(&mut self, activated: Activated) {
+        let features = activated.features;
+        let agreed = Agreed {
+            to_guest: Offloads::agreed(features, Direction::ToGuest),
+            from_guest: Offloads::agreed(features, Direction::FromGuest),
+            buffers: if features & FEATURE_MRG_RXBUF != 0 { Buffers::Mergeable } else { Buffers::Single },
+        };
+        // Where that fails, frames the driver cannot take are dropped one by one.
+        if self.link == Link::Up
+            && let Err(error) = self.tap.set_offloads(agreed.to_guest)
+        {
+            log::warn!("{}: cannot agree with the tap on offloads: {error}", self.name);
+        }
+        let mut queues = activated.queues.into_iter();
+        let (rx, tx) = (queues.next().flatten(), queues.next().flatten());
+        let interrupt = activated.interrupt;
+        self.running = rx.zip(tx).map(|(rx, tx)| Running { rx, tx, interrupt, agreed });
+    }
+
+    fn reset(&mut self) {
+        self.running = None;
+        self.receiver.reset();
+        self.transmitter.reset();
+    }
+
+    fn queue_notified(&mut self, queue: usize) -> Result<(), DeviceError> {
+        if self.running.is_none() {
+            return Err(DeviceError::MissingQueue(queue));
+        }
+        match queue {
+            RX => self.receive(),
+            _ => self.transmit(),
+        }
+    }
+
+    fn poll_fds(&self) -> Vec<RawFd> {
+        vec![self.tap.poll_fd()]
+    }
+
+    fn fd_ready(&mut self, _index: usize) -> Result<(), DeviceError> {
+        let Readiness { readable, writable } = self.tap.poll()?;
+        if readable {
+            self.receiver.tap_readable();
+            self.receive()?;
+        }
+        if writable && self.transmitter.tap_writable() {
+            self.transmit()?;
+        }
+        Ok(())
+    }
+
+    fn bytes_moved(&self) -> (u64, u64) {
+        (self.receiver.bytes(), self.transmitter.bytes())
+    }
+}
