@@ -36,6 +36,12 @@ pub const ROOTFS_SERIAL: &str = "rootfs";
 /// Serial number of the virtio-blk disk that holds the writable upper, where there is one.
 pub const UPPER_SERIAL: &str = "upper";
 
+/// Tag of the virtio-fs device, by which the agent mounts the pod's volumes: one folder or file for each.
+pub const VOLUMES_TAG: &str = "volumes";
+
+/// The type of a mount in a container's spec whose source is a volume's name.
+pub const VOLUME_MOUNT: &str = "hull-volume";
+
 /// Generated messages, client and server traits.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unused_qualifications)]
 pub mod api {

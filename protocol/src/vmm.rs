@@ -53,6 +53,8 @@ pub enum Request {
     AddVsock(VsockConfig),
     /// A virtio-net interface. Descriptors: its tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
     AddNetwork(NetworkConfig),
+    /// The virtio-fs device. Descriptor: a `SOCK_SEQPACKET` socket whose other end serves as [file broker](crate::fs).
+    AddFs(FsConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
     /// A virtio-pmem device: a file in the guest's physical memory, behind its RAM. After [`Request::Machine`].
@@ -259,6 +261,29 @@ pub struct VsockConfig {
     /// [`PortConnection`] as JSON, with one descriptor, a connected stream socket whose other end is the guest.
     /// A port whose channel is closed refuses connections.
     pub guest_to_host_ports: Vec<u32>,
+}
+
+/// The virtio-fs device: one mount, in which the file broker shows a folder for each of its exports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// What the guest mounts it by, 1 to 36 bytes without NUL.
+    pub tag: String,
+    /// What the guest may keep in mind.
+    pub cache: FsCache,
+}
+
+/// How long the guest may believe what it has seen of files that the host may change as well. Writes reach the host
+/// before they return in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FsCache {
+    /// Not at all: every look-up, `stat` and read asks the host.
+    None,
+    /// Names and attributes for a second; data until the file is opened again or seen to have changed.
+    Auto,
+    /// As if the host changed nothing.
+    Always,
 }
 
 /// Announces a connection from the guest on a port channel. One descriptor: the stream.
@@ -490,6 +515,7 @@ mod tests {
             mtu: 1500,
         }));
         round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
+        round_trip(&Request::AddFs(FsConfig { tag: "volumes".into(), cache: FsCache::Auto }));
         for request in [Request::AddHotplugMemory { mib: 128 }, Request::SetHotplugMemory { mib: 7 }] {
             round_trip(&request);
         }

@@ -140,6 +140,7 @@ fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -
         Request::AddDisk(config) => description.add_disk(&config, fds),
         Request::AddNetwork(config) => description.add_network(&config, fds),
         Request::AddVsock(config) => description.add_vsock(&config, fds),
+        Request::AddFs(config) => description.add_fs(&config, fds),
         Request::AddEntropy => no_descriptors(&fds).and_then(|()| description.add_entropy()),
         Request::AddHotplugMemory { mib } => {
             no_descriptors(&fds).and_then(|()| description.add_hotplug_memory(mib))

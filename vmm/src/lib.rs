@@ -8,6 +8,7 @@
 //! No path is opened anywhere: what the monitor works with comes as file descriptors.
 
 pub mod boot;
+pub mod broker;
 pub mod bus;
 pub mod console;
 pub mod control;

@@ -9,6 +9,7 @@ pub mod block;
 pub mod chain;
 pub mod device;
 pub mod entropy;
+pub mod fs;
 pub mod interrupt;
 pub mod mem;
 pub mod mmio;

@@ -133,6 +133,7 @@ fn main() {
             | Request::AddHotplugMemory { .. }
             | Request::SetHotplugMemory { .. }
             | Request::AddPmem(_)
+            | Request::AddFs(_)
             | Request::SetBalloon { .. }
             | Request::AddNetwork(_)
             | Request::Unplug { .. }

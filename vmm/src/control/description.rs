@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use hull_protocol::vmm::{
-    DiskConfig, Failure, FailureCode, MachineConfig, NetworkConfig, PmemConfig, VsockConfig,
+    DiskConfig, Failure, FailureCode, FsConfig, MachineConfig, NetworkConfig, PmemConfig, VsockConfig,
 };
 
 use super::{invalid, wrong_state};
@@ -20,6 +20,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
+use crate::virtio::fs::Fs;
 use crate::virtio::mem::{Mem, MemControl, REGION_ALIGNMENT};
 use crate::virtio::net::Net;
 use crate::virtio::pmem::mapping::ALIGNMENT;
@@ -94,6 +95,17 @@ impl Description {
             return Err(invalid("a vsock device takes a listening socket, but came without"));
         };
         self.add(Vsock::new(config, listener, fds.collect()).map_err(|error| invalid(chain(&error)))?)
+    }
+
+    /// The file system device. Descriptor: the file broker's socket.
+    pub fn add_fs(&mut self, config: &FsConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let count = fds.len();
+        let Ok([broker]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Err(invalid(format!(
+                "a file system device takes 1 file descriptor (the file broker's socket), but came with {count}"
+            )));
+        };
+        self.add(Fs::new(config, broker).map_err(|error| invalid(chain(&error)))?)
     }
 
     /// A source of random numbers.

@@ -47,6 +47,7 @@ fn without_descriptors(machine: &Machine, watch: &Watch, request: Request) -> Re
         | Request::AddVsock(_)
         | Request::AddEntropy
         | Request::AddPmem(_)
+        | Request::AddFs(_)
         | Request::AddHotplugMemory { .. }
         | Request::AddBalloon
         | Request::Boot

@@ -110,6 +110,28 @@ impl<'a, 'm> Segments<'a, 'm> {
         done
     }
 
+    /// One `preadv(2)` into the run. May be short.
+    pub fn read_at(self, file: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+        let (iovecs, count) = self.iovecs();
+        // SAFETY: every iovec lies inside a live mapping of guest memory ('m), which only the kernel writes here and
+        // which no Rust reference aliases.
+        retry(|| unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
+    }
+
+    /// One `pwritev(2)` of the run. May be short.
+    pub fn write_at(self, file: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+        let (iovecs, count) = self.iovecs();
+        // SAFETY: as in `read_at`; the kernel only reads.
+        retry(|| unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
+    }
+
+    /// One `pwritev2(2)` of the run to the end of the file, wherever that is by then. May be short.
+    pub fn append_to(self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let (iovecs, count) = self.iovecs();
+        // SAFETY: as in `read_at`; the kernel only reads.
+        retry(|| unsafe { libc::pwritev2(file.as_raw_fd(), iovecs.as_ptr(), count, 0, libc::RWF_APPEND) })
+    }
+
     /// One receive from a socket, without waiting. May be short; zero is the end of the stream if the run has room.
     pub fn receive(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let (mut iovecs, count) = self.iovecs();

@@ -243,6 +243,11 @@ impl Driver {
         self.set(STATUS, RUNNING);
     }
 
+    /// Lets all buffers be used again.
+    pub fn free_buffers(&mut self) {
+        self.next_buffer = self.first_buffer;
+    }
+
     /// Fresh guest memory, not aligned to anything.
     pub fn allocate(&mut self, length: usize) -> u64 {
         let address = self.next_buffer;
@@ -394,6 +399,24 @@ impl Driver {
             if self.queues[index].last_used == self.load(used + 2) {
                 return all;
             }
+        }
+    }
+
+    /// The chains that come back from a device that works on a thread of its own: at least one.
+    pub fn wait_interrupt(&mut self, index: usize) -> Vec<(u16, u32)> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            self.settle();
+            let used = self.used(index);
+            if !used.is_empty() {
+                return used;
+            }
+            assert!(Instant::now() < deadline, "nothing comes back");
+            // SAFETY: the driver keeps its event open for its life.
+            let irq = unsafe { BorrowedFd::borrow_raw(self.irq.as_raw_fd()) };
+            let mut fds = [PollFd::new(irq, PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::from(100_u8)).unwrap();
+            self.interrupted();
         }
     }
 

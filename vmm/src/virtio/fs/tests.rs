@@ -1,0 +1,6 @@
+use super::*;
+
+mod client;
+mod files;
+mod hostile;
+mod names;
