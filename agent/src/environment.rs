@@ -15,6 +15,7 @@ use crate::reap::Children;
 use crate::rootfs::Disks;
 use crate::sys;
 use crate::sys::mount::MountAttr;
+use crate::volumes::Volumes;
 
 /// Why the agent cannot prepare itself.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,8 @@ pub struct Environment {
     pub cgroups: CgroupParent,
     /// Where disks are.
     pub disks: Disks,
+    /// The pod's volumes.
+    pub volumes: Volumes,
     /// The agent's children that somebody waits for.
     pub children: Children,
 }
@@ -52,7 +55,8 @@ impl Environment {
     /// Makes the agent's directories below `run`, which must be on a private, writable mount.
     pub fn prepare(run: &Path, cgroups: CgroupParent, disks: Disks) -> Result<Self, EnvironmentError> {
         let mask = run.join("mask");
-        for directory in [run, &mask, &run.join("containers")] {
+        let volumes = run.join("volumes");
+        for directory in [run, &mask, &volumes, &run.join("containers")] {
             std::fs::create_dir_all(directory).map_err(|error| EnvironmentError {
                 what: "make",
                 path: directory.display().to_string(),
@@ -89,6 +93,7 @@ impl Environment {
             mask_directory: c_path(&mask.join("empty")),
             last_capability,
             cgroups,
+            volumes: Volumes::new(&volumes, &disks),
             disks,
             children: Children::default(),
         })

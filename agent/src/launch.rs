@@ -18,7 +18,9 @@ use nix::errno::Errno;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::reap::Children;
-use crate::spec::{CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Share};
+use crate::spec::{
+    CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Share, Source,
+};
 use crate::sys::process::{self, Cloned, Ended};
 
 use channel::{AgentEnd, Failure, Message, Step};
@@ -84,6 +86,7 @@ struct InitPlan<'a> {
     process: ProcessPlan<'a>,
     spec: &'a ContainerSpec,
     root: &'a CStr,
+    volumes: &'a CStr,
     cwd: Option<MountPoint>,
     mask_file: &'a CStr,
     mask_directory: &'a CStr,
@@ -162,6 +165,7 @@ pub fn init(
         process: ProcessPlan::new(environment, &spec.process, spec, stdio, child_end.as_fd()),
         spec,
         root,
+        volumes: environment.volumes.directory(),
         cwd: MountPoint::of_directory(&spec.process.cwd),
         mask_file: &environment.mask_file,
         mask_directory: &environment.mask_directory,
@@ -345,7 +349,11 @@ impl Subjects {
         Some(match step {
             Step::MountPoint | Step::Mount => {
                 let mount = spec.mounts.get(index)?;
-                format!("{} ({})", path(mount.target.path()), mount.filesystem.kind.to_string_lossy())
+                let what = match &mount.source {
+                    Source::New(filesystem) => filesystem.kind.to_string_lossy(),
+                    Source::Volume(name) => name.to_string_lossy(),
+                };
+                format!("{} ({what})", path(mount.target.path()))
             }
             Step::Device => path(spec.devices.get(index)?.path.path()),
             Step::Mask => path(spec.masked_paths.get(index)?),

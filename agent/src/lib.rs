@@ -10,7 +10,7 @@
 //! | `agent` | connections in, service out |
 //! | `server`, `streams` | the API; standard streams |
 //! | `container` | one actor for each container |
-//! | `spec`, `launch`, `rootfs`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
+//! | `spec`, `launch`, `rootfs`, `volumes`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
 //! | `sys` | system calls |
 
 mod agent;
@@ -32,3 +32,4 @@ mod spec;
 mod stdio;
 mod streams;
 mod sys;
+mod volumes;

@@ -20,7 +20,7 @@ mod tests;
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Share, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
-pub use mounts::{Filesystem, MountPoint, MountSpec};
+pub use mounts::{Filesystem, MountPoint, MountSpec, Source};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};
 pub use seccomp::SeccompFilter;

@@ -74,6 +74,14 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// A file of the host that the container shall have.
+    #[error("cannot mount {path}", path = path.display())]
+    Bind {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// KVM.
     #[error("cannot run microVMs on this host: {0}; 'hull check' says more")]
     Kvm(String),

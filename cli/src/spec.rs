@@ -12,6 +12,7 @@ use oci_spec::runtime::{
     UserBuilder,
 };
 
+mod binds;
 pub mod capabilities;
 mod command;
 mod defaults;
@@ -23,6 +24,7 @@ mod tests;
 pub mod user;
 mod vm;
 
+pub use binds::{Absent, Bind, MountFlag, VolumeFlag};
 pub use limits::{OptionError, Rlimit, SecurityOption, Tmpfs, label, signal};
 pub use vm::{Lifecycle, VmSize, VmSizeError};
 
@@ -112,6 +114,8 @@ pub struct ContainerRequest<'a> {
     pub shm_size: Bytes,
     /// `--tmpfs`.
     pub tmpfs: &'a [Tmpfs],
+    /// `-v`, `--mount`, with absolute sources.
+    pub binds: &'a [Bind],
     /// `--ulimit`.
     pub rlimits: &'a [Rlimit],
     /// `--cap-add`, `--cap-drop`.
@@ -142,6 +146,12 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
     for tmpfs in request.tmpfs {
         mounts.retain(|mount| mount.destination().as_os_str() != tmpfs.path.as_str());
         mounts.push(defaults::mount("tmpfs", &tmpfs.path, "tmpfs", tmpfs.options.clone())?);
+    }
+    for bind in request.binds {
+        mounts.retain(|mount| mount.destination().as_os_str() != bind.target.as_str());
+        let access = if bind.access == RootAccess::ReadOnly { "ro" } else { "rw" };
+        let options = ["rbind", "rprivate", access].map(str::to_owned).into();
+        mounts.push(defaults::mount(&bind.source.to_string_lossy(), &bind.target, "bind", options)?);
     }
     let process = first_process(request, &hostname)?;
     let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());

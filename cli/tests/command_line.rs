@@ -69,6 +69,9 @@ fn wrong_command_lines() {
         (&["run", "--cpus", "0", "x"], &["0"]),
         (&["run", "--pull", "sometimes", "x"], &["sometimes"]),
         (&["run", "--ulimit", "wings=1", "x"], &["wings"]),
+        (&["run", "-v", "name:/data", "x"], &["name", "named volume"]),
+        (&["run", "-v", "/tmp:data", "x"], &["data", "absolute"]),
+        (&["run", "--mount", "type=volume,src=a,dst=/b", "x"], &["type=volume"]),
         (&["ps", "--format", "{{.ID}}"], &["--format"]),
     ] {
         hull.fails(args, 125, words);
@@ -81,8 +84,6 @@ fn wrong_command_lines() {
 fn dockers_flags_that_are_missing_are_named() {
     let hull = Hull::new();
     for (flag, value, name) in [
-        ("-v", Some("/a:/b"), "--volume"),
-        ("--mount", Some("type=bind"), "--mount"),
         ("-p", Some("80:80"), "--publish"),
         ("--network", Some("none"), "--network"),
         ("--net=host", None, "--net"),
@@ -106,6 +107,7 @@ fn wrong_values_are_found_before_anything_is_pulled() {
         (&["run", "-e", "=x", "x"], &["=x"]),
         (&["run", "--cpus", "31.5", "x"], &["CPUs"]),
         (&["run", "-it", "x"], &["terminal"]),
+        (&["run", "--mount", "type=bind,src=/no/such/folder,dst=/b", "x"], &["/no/such/folder"]),
         (&["run", "--pull", "never", "x"], &["no such image: x"]),
         (&["run", "UPPER/Case"], &["lower case"]),
     ] {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod artifacts;
+mod broker;
 mod create;
 #[cfg_attr(
     not(test),
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 
 pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
+pub use broker::{Broker, BrokerError};
 pub use jail::JailVariableError;
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, RootfsError, RootfsPlan};

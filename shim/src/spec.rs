@@ -7,6 +7,7 @@
 mod seccomp;
 mod shape;
 mod translate;
+mod volumes;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
 pub use shape::VmShape;
+pub use volumes::{Volume, VolumeAccess};
 
 use crate::record::Lifecycle;
 
@@ -91,6 +93,8 @@ pub struct ContainerConfig {
     pub guest_spec: Vec<u8>,
     /// Its seccomp profile, compiled.
     pub seccomp: Option<hull_seccomp::Filter>,
+    /// What of the host's files it uses, in the order of their names in the guest.
+    pub volumes: Vec<Volume>,
     /// The VM it asks for.
     pub shape: VmShape,
     /// The pod's host name.
@@ -118,7 +122,7 @@ impl ContainerConfig {
         let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
         let shape = VmShape::of(&spec)?;
         let lifecycle = shape::lifecycle(&spec)?;
-        translate::container(&mut spec, id)?;
+        let volumes = translate::container(&mut spec, id)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
         if hostname.len() > HOSTNAME_MAX {
@@ -127,7 +131,7 @@ impl ContainerConfig {
             hostname.truncate(end);
         }
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(Self { guest_spec, seccomp, shape, hostname, lifecycle })
+        Ok(Self { guest_spec, seccomp, volumes, shape, hostname, lifecycle })
     }
 }
 

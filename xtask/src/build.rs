@@ -12,8 +12,9 @@ use crate::shell::{Error, at, cargo, root, run, say};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Linked statically: they start faster, run on any distribution, and one of them runs where no library is.
-const STATIC: [(&str, &str); 3] = [
+const STATIC: [(&str, &str); 4] = [
     ("hull-vmm", "hull-vmm"),
+    ("hull-vmm", "hull-fsd"),
     ("containerd-shim-hull-v2", "containerd-shim-hull-v2"),
     ("hull-agent", "hull-agent"),
 ];

@@ -10,7 +10,7 @@ use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::launch::{self, Launched};
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Rootfs, RootfsError};
 use crate::spec::ContainerSpec;
 use crate::stdio::{Expected, Prepared};
 
@@ -56,6 +56,9 @@ pub async fn run(
         cgroup.apply(&spec.limits)?;
         cgroup.limit_devices(&spec.device_rules)?;
         rootfs.mount(&environment.disks, &environment.children, request).await?;
+        if spec.uses_volumes() {
+            environment.volumes.mount(&environment.children).await.map_err(RootfsError::Work)?;
+        }
         let (stdio, child) = Prepared::new(expected, spec.process.console, &environment.null)
             .map_err(Error::system("make pipes"))?;
         let init = launched.insert(launch::init(environment, spec, rootfs.root(), &cgroup, &child)?);

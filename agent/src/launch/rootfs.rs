@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at};
 use super::{InitPlan, child};
-use crate::spec::{Console, DeviceNode, Filesystem, MountSpec};
+use crate::spec::{Console, DeviceNode, Filesystem, MountSpec, Source};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::path::{self, Resolve};
 
@@ -40,7 +40,7 @@ pub fn build(plan: &InitPlan<'_>) -> Result<Option<OwnedFd>, Failure> {
     mount::mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE).map_err(at(Step::Root, 0))?;
     let root = path::open(plan.root, libc::O_PATH | libc::O_DIRECTORY).map_err(at(Step::Root, 0))?;
     for (index, mount) in spec.mounts.iter().enumerate() {
-        mount_one(&root, mount, index)?;
+        mount_one(plan, &root, mount, index)?;
     }
     default_devices(&root).map_err(at(Step::DefaultDevices, 0))?;
     for (index, device) in spec.devices.iter().enumerate() {
@@ -78,11 +78,22 @@ pub fn build(plan: &InitPlan<'_>) -> Result<Option<OwnedFd>, Failure> {
     Ok(slave)
 }
 
-fn mount_one(root: &OwnedFd, spec: &MountSpec, index: usize) -> Result<(), Failure> {
-    let resolve =
-        if spec.filesystem.needs_real_target() { Resolve::InRootNoSymlinks } else { Resolve::InRoot };
-    let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
-    let mounted = new_filesystem(&spec.filesystem, spec.attributes).map_err(at(Step::Mount, index))?;
+fn mount_one(plan: &InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: usize) -> Result<(), Failure> {
+    let (target, mounted) = match &spec.source {
+        Source::New(filesystem) => {
+            let resolve =
+                if filesystem.needs_real_target() { Resolve::InRootNoSymlinks } else { Resolve::InRoot };
+            let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
+            (target, new_filesystem(filesystem, spec.attributes).map_err(at(Step::Mount, index))?)
+        }
+        Source::Volume(name) => {
+            let source = volume(plan, name).map_err(at(Step::Mount, index))?;
+            let kind =
+                path::stat(source.as_fd()).map(|stat| path::kind(&stat)).map_err(at(Step::Mount, index))?;
+            let target = mount_point(root, &spec.target.steps, kind).map_err(at(Step::MountPoint, index))?;
+            (target, bound(&source, spec.attributes).map_err(at(Step::Mount, index))?)
+        }
+    };
     mount::attach(mounted.as_fd(), target.as_fd()).map_err(at(Step::Mount, index))?;
     if spec.propagation != 0 {
         let attr = MountAttr { propagation: spec.propagation & !libc::MS_REC, ..MountAttr::default() };
@@ -98,6 +109,37 @@ fn new_filesystem(filesystem: &Filesystem, attributes: u64) -> nix::Result<Owned
         mount::fsconfig(context.as_fd(), key, value.as_deref())?;
     }
     mount::fsmount(context.as_fd(), attributes)
+}
+
+/// The root of a volume, a directory or a file, which cannot be a link.
+fn volume(plan: &InitPlan<'_>, name: &CStr) -> nix::Result<OwnedFd> {
+    let volumes = path::open(plan.volumes, libc::O_PATH | libc::O_DIRECTORY)?;
+    path::open_in(volumes.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
+}
+
+/// A mount of what `source` is, with further attributes.
+fn bound(source: &OwnedFd, attributes: u64) -> nix::Result<OwnedFd> {
+    let copy = mount::clone_tree(source.as_fd(), Depth::One)?;
+    let attr = MountAttr { set: attributes, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount::set_attributes(copy.as_fd(), Depth::One, &attr)?;
+    Ok(copy)
+}
+
+/// Where something of this kind can be mounted: a directory on a directory, a file on a file, made if it is missing.
+fn mount_point(root: &OwnedFd, steps: &[CString], kind: libc::mode_t) -> nix::Result<OwnedFd> {
+    if kind == libc::S_IFDIR {
+        return directory(root, steps, Resolve::InRoot);
+    }
+    let Some((step, parents)) = steps.split_last() else { return Err(Errno::EINVAL) };
+    let open = || path::open_in(root.as_fd(), step, libc::O_PATH, Resolve::InRoot);
+    match open() {
+        Err(Errno::ENOENT) => {
+            let parent = directory(root, parents, Resolve::InRoot)?;
+            path::make_node(parent.as_fd(), base_name(step), libc::S_IFREG | 0o644, 0)?;
+            open()
+        }
+        opened => opened,
+    }
 }
 
 /// The last of `steps`, with every directory on the way made if it is missing.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 
 use super::devices::DeviceRules;
-use super::mounts::{MountPoint, MountSpec, root_propagation};
+use super::mounts::{MountPoint, MountSpec, Source, root_propagation};
 use super::process::{Console, ProcessSpec};
 use super::resources::Limits;
 use super::scheduling;
@@ -87,6 +87,11 @@ pub struct Sysctl {
 }
 
 impl ContainerSpec {
+    /// Whether the pod's volumes must be mounted first.
+    pub fn uses_volumes(&self) -> bool {
+        self.mounts.iter().any(|mount| matches!(mount.source, Source::Volume(_)))
+    }
+
     /// Parses config.json, whose seccomp profile comes compiled. Also returns remarks for the log.
     pub fn from_json(json: &[u8], seccomp: Option<SeccompFilter>) -> Result<(Self, Vec<String>), SpecError> {
         let config: schema::Config = serde_json::from_slice(json)?;

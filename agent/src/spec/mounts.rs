@@ -2,6 +2,8 @@
 
 use std::ffi::CString;
 
+use hull_protocol::agent::VOLUME_MOUNT;
+
 use super::{SpecError, c_string, schema};
 use crate::sys::mount::{
     ATTR_ATIME_MASK, ATTR_NOATIME, ATTR_NODEV, ATTR_NODIRATIME, ATTR_NOEXEC, ATTR_NOSUID, ATTR_NOSYMFOLLOW,
@@ -16,11 +18,20 @@ pub struct MountSpec {
     /// Where.
     pub target: MountPoint,
     /// What.
-    pub filesystem: Filesystem,
+    pub source: Source,
     /// `MOUNT_ATTR_*`.
     pub attributes: u64,
     /// `MS_PRIVATE` and so on for this mount, 0 for the default.
     pub propagation: u64,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file system of its own.
+    New(Filesystem),
+    /// The pod's volume of this name, a directory or a file.
+    Volume(CString),
 }
 
 /// A new instance of a file system.
@@ -101,6 +112,9 @@ impl MountSpec {
             ));
         }
         let kind = match mount.kind.as_str() {
+            VOLUME_MOUNT => {
+                return Self::volume(target, mount);
+            }
             "" => return Err(SpecError::invalid(FIELD, format!("{at}: no type"))),
             // The guest has cgroup v2 only, so a container is given what runc gives it on such a host.
             "cgroup" => "cgroup2",
@@ -112,30 +126,61 @@ impl MountSpec {
                 ));
             }
         };
-        let mut attributes = 0;
-        let mut propagation = 0;
-        let mut options = Vec::new();
+        let Options { attributes, propagation, data } = Options::parse(mount)?;
+        let source = if mount.source.is_empty() { kind } else { &mount.source };
+        let filesystem =
+            Filesystem { kind: c_string(FIELD, kind)?, source: c_string(FIELD, source)?, options: data };
+        Ok(Self { target, source: Source::New(filesystem), attributes, propagation })
+    }
+
+    fn volume(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
+        let name = mount.source.as_str();
+        if matches!(name, "" | "." | "..") || name.contains('/') {
+            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a volume")));
+        }
+        let Options { attributes, propagation, data } = Options::parse(mount)?;
+        if let Some((option, _)) = data.first() {
+            return Err(SpecError::unsupported(
+                FIELD,
+                format!("{}: option {option:?} is not supported for a volume", mount.destination),
+            ));
+        }
+        let source = Source::Volume(c_string(FIELD, name)?);
+        // A device of the host's is not the guest's device of the same number.
+        Ok(Self { target, source, attributes: attributes | ATTR_NODEV, propagation })
+    }
+}
+
+/// The `options` of a mount, sorted.
+struct Options {
+    attributes: u64,
+    propagation: u64,
+    /// For the file system.
+    data: Vec<(CString, Option<CString>)>,
+}
+
+impl Options {
+    fn parse(mount: &schema::Mount) -> Result<Self, SpecError> {
+        let mut sorted = Self { attributes: 0, propagation: 0, data: Vec::new() };
         for option in &mount.options {
             match Meaning::of(option) {
-                Meaning::Attribute { clear, set } => attributes = (attributes & !clear) | set,
-                Meaning::Propagation(flags) => propagation = flags,
+                Meaning::Attribute { clear, set } => sorted.attributes = (sorted.attributes & !clear) | set,
+                Meaning::Propagation(flags) => sorted.propagation = flags,
                 Meaning::Default => {}
                 Meaning::Unsupported => {
+                    let at = &mount.destination;
                     return Err(SpecError::unsupported(
                         FIELD,
                         format!("{at}: option {option:?} is not supported"),
                     ));
                 }
-                Meaning::Data => options.push(match option.split_once('=') {
+                Meaning::Data => sorted.data.push(match option.split_once('=') {
                     Some((key, value)) => (c_string(FIELD, key)?, Some(c_string(FIELD, value)?)),
                     None => (c_string(FIELD, option)?, None),
                 }),
             }
         }
-        let source = if mount.source.is_empty() { kind } else { &mount.source };
-        let filesystem =
-            Filesystem { kind: c_string(FIELD, kind)?, source: c_string(FIELD, source)?, options };
-        Ok(Self { target, filesystem, attributes, propagation })
+        Ok(sorted)
     }
 }
 

@@ -26,6 +26,32 @@ fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
     ContainerSpec::from_json(spec.to_string().as_bytes(), None).map(|(spec, _)| spec)
 }
 
+fn filesystem(mount: &MountSpec) -> &Filesystem {
+    match &mount.source {
+        Source::New(filesystem) => filesystem,
+        Source::Volume(name) => panic!("{name:?} is a volume"),
+    }
+}
+
+#[test]
+fn volumes_are_named_and_never_have_devices() {
+    use crate::sys::mount::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
+    let volume = |source: &str, options: Value| {
+        let mount =
+            json!({"destination": "/data", "type": "hull-volume", "source": source, "options": options});
+        parse(&with("mounts", json!([mount])))
+    };
+    let spec = volume("0", json!(["ro", "nosuid", "dev", "rprivate"])).unwrap();
+    assert!(spec.uses_volumes());
+    assert!(matches!(&spec.mounts[0].source, Source::Volume(name) if name.as_c_str() == c"0"));
+    assert_eq!(spec.mounts[0].attributes, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV);
+    for bad in ["", ".", "..", "a/b", "/", "../0"] {
+        let error = volume(bad, json!([])).unwrap_err().to_string();
+        assert!(error.contains("mounts") && error.contains("volume"), "{error}");
+    }
+    assert!(volume("0", json!(["size=4"])).unwrap_err().to_string().contains("size"));
+}
+
 #[test]
 fn what_is_left_out_has_its_default() {
     let spec = parse(&minimal()).unwrap();
@@ -158,7 +184,7 @@ fn mount_options_are_sorted_into_attributes_and_data() {
     assert_eq!(mount.attributes, ATTR_NOSUID | ATTR_NODEV | ATTR_STRICTATIME);
     assert_eq!(mount.attributes & ATTR_RDONLY, 0);
     assert_eq!(mount.propagation, libc::MS_SLAVE | libc::MS_REC);
-    let data: Vec<_> = mount.filesystem.options.iter().map(|(key, _)| key.to_str().unwrap()).collect();
+    let data: Vec<_> = filesystem(mount).options.iter().map(|(key, _)| key.to_str().unwrap()).collect();
     assert_eq!(data, ["size", "nr_inodes", "flag"]);
     let steps: Vec<_> = mount.target.steps.iter().map(|step| step.to_str().unwrap()).collect();
     assert_eq!(steps, ["a", "a/c"]);
@@ -167,7 +193,7 @@ fn mount_options_are_sorted_into_attributes_and_data() {
 #[test]
 fn a_container_on_cgroup_v2_gets_cgroup2() {
     let spec = parse(&with("mounts", json!([{"destination": "/sys/fs/cgroup", "type": "cgroup"}]))).unwrap();
-    assert_eq!(spec.mounts[0].filesystem.kind.to_str().unwrap(), "cgroup2");
+    assert_eq!(filesystem(&spec.mounts[0]).kind.to_str().unwrap(), "cgroup2");
 }
 
 proptest! {

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::RegistryArgs;
 use super::unsupported::Unsupported;
 use crate::quantity::{Bytes, Cpus, PidsLimit};
-use crate::spec::{Rlimit, SecurityOption, Tmpfs};
+use crate::spec::{MountFlag, Rlimit, SecurityOption, Tmpfs, VolumeFlag};
 
 /// When `run` asks the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -81,6 +81,12 @@ pub struct RunArgs {
     /// Mount the image read-only
     #[arg(long)]
     pub read_only: bool,
+    /// Mount a folder or a file of the host: HOST:PATH[:ro]
+    #[arg(short, long, value_name = "HOST:PATH[:ro]")]
+    pub volume: Vec<VolumeFlag>,
+    /// Mount a folder or a file of the host: type=bind,source=HOST,target=PATH[,readonly]
+    #[arg(long, value_name = "FIELDS")]
+    pub mount: Vec<MountFlag>,
     /// Mount a tmpfs: /path[:option,...]
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     pub tmpfs: Vec<Tmpfs>,

@@ -56,7 +56,6 @@ const FLAGS: &[Flag] = &[
     Flag("memory-reservation", None, Takes),
     Flag("memory-swap", None, Takes),
     Flag("memory-swappiness", None, Takes),
-    Flag("mount", None, Takes),
     Flag("net", None, Takes),
     Flag("network", None, Takes),
     Flag("network-alias", None, Takes),
@@ -74,7 +73,6 @@ const FLAGS: &[Flag] = &[
     Flag("sysctl", None, Takes),
     Flag("userns", None, Takes),
     Flag("uts", None, Takes),
-    Flag("volume", Some('v'), Takes),
     Flag("volume-driver", None, Takes),
     Flag("volumes-from", None, Takes),
 ];
@@ -138,8 +136,8 @@ mod tests {
     #[test]
     fn given_flags_are_found_with_and_without_values() {
         assert_eq!(first(&["run", "image"]), None);
-        assert_eq!(first(&["run", "-v", "/a:/b", "image"]), Some("volume"));
-        assert_eq!(first(&["run", "-v/a:/b", "image"]), Some("volume"));
+        assert_eq!(first(&["run", "-p", "80:80", "image"]), Some("publish"));
+        assert_eq!(first(&["run", "-p80:80", "image"]), Some("publish"));
         assert_eq!(first(&["run", "--network=none", "image"]), Some("network"));
         assert_eq!(first(&["run", "--privileged", "image"]), Some("privileged"));
         assert_eq!(first(&["run", "--privileged=true", "image"]), Some("privileged"));

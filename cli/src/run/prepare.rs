@@ -15,7 +15,10 @@ use crate::progress::Volume;
 use crate::quantity::PidsLimit;
 use crate::spec::capabilities::CapabilitySet;
 use crate::spec::seccomp::Seccomp;
-use crate::spec::{self, ContainerRequest, Lifecycle, RootAccess, SecurityOption, Terminal, VmSize, env};
+use crate::spec::{
+    self, Absent, Bind, ContainerRequest, Lifecycle, MountFlag, RootAccess, SecurityOption, Terminal, VmSize,
+    VolumeFlag, env,
+};
 use crate::state::{BundleLock, Container, ContainerId, ContainerRecord, Name, State};
 use crate::{paths, terminal};
 
@@ -54,6 +57,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
             source: std::io::ErrorKind::AlreadyExists.into(),
         });
     }
+    let binds = binds(args)?;
     let state = paths::state(global)?;
     let store = paths::store(global)?;
     let volume = if args.quiet { Volume::Silent } else { Volume::Normal };
@@ -84,6 +88,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         root: if args.read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite },
         shm_size: args.shm_size,
         tmpfs: &args.tmpfs,
+        binds: &binds,
         rlimits: &args.ulimit,
         capabilities,
         security: &args.security_opt,
@@ -153,6 +158,32 @@ fn seccomp(options: &[SecurityOption]) -> Result<Seccomp, CliError> {
             Ok(Seccomp::Profile(json))
         }
     }
+}
+
+/// What of the host's files the container shall have, by absolute paths.
+fn binds(args: &RunArgs) -> Result<Vec<Bind>, CliError> {
+    let volumes = args.volume.iter().map(|VolumeFlag(bind)| bind);
+    let mounts = args.mount.iter().map(|MountFlag(bind)| bind);
+    volumes
+        .chain(mounts)
+        .map(|bind| {
+            let failed = |source| CliError::Bind { path: bind.source.clone(), source };
+            let source = std::path::absolute(&bind.source).map_err(failed)?;
+            if bind.absent == Absent::Make {
+                match fs::create_dir_all(&source) {
+                    // A file, which is as good.
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                    made => made.map_err(failed)?,
+                }
+            }
+            // Seen here, it is an error before anything is started.
+            fs::metadata(&source).map_err(failed)?;
+            if source.to_str().is_none() {
+                return Err(failed(std::io::ErrorKind::InvalidFilename.into()));
+            }
+            Ok(Bind { source, ..bind.clone() })
+        })
+        .collect()
 }
 
 fn host_cpus() -> u64 {

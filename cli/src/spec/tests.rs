@@ -34,6 +34,7 @@ fn request<'a>(image: &'a ImageConfiguration, command: &'a [String]) -> Containe
         root: RootAccess::ReadWrite,
         shm_size: Bytes(64 << 20),
         tmpfs: &[],
+        binds: &[],
         rlimits: &[],
         capabilities: CapabilitySet::resolve(&[], &[]).unwrap(),
         security: &[],

@@ -9,7 +9,11 @@ pub const KERNEL_VARIABLE: &str = "HULL_KERNEL";
 /// Environment variable that names the initramfs.
 pub const INITRAMFS_VARIABLE: &str = "HULL_INITRAMFS";
 
+/// Environment variable that names the file broker's executable.
+pub const BROKER_VARIABLE: &str = "HULL_FSD";
+
 const VMM_NAME: &str = "hull-vmm";
+const BROKER_NAME: &str = "hull-fsd";
 const KERNEL_NAME: &str = "vmlinux";
 const INITRAMFS_NAME: &str = "initramfs.img";
 
@@ -48,6 +52,24 @@ pub enum ArtifactError {
 }
 
 impl Artifacts {
+    /// The file broker's executable, which only a pod with volumes needs: beside the monitor's.
+    pub fn broker(&self) -> Result<PathBuf, ArtifactError> {
+        let variable = std::env::var_os(BROKER_VARIABLE).filter(|value| !value.is_empty());
+        let path = match &variable {
+            Some(path) => PathBuf::from(path),
+            None => self.vmm.with_file_name(BROKER_NAME),
+        };
+        match (path.is_file(), variable) {
+            (true, _) => Ok(path),
+            (false, Some(_)) => Err(ArtifactError::Variable { variable: BROKER_VARIABLE, path }),
+            (false, None) => Err(ArtifactError::Missing {
+                name: BROKER_NAME,
+                places: path.parent().unwrap_or(Path::new("/")).display().to_string(),
+                variable: BROKER_VARIABLE,
+            }),
+        }
+    }
+
     /// Looks where the environment says, else around this executable, else in `/usr/lib/hull`.
     pub fn find() -> Result<Self, ArtifactError> {
         let beside = std::env::current_exe()

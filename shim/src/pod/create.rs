@@ -100,6 +100,7 @@ impl Pod {
             vcpus: config.shape.vcpus,
             memory_mib: config.shape.memory_mib,
             disks: rootfs.open()?,
+            volumes: config.volumes.clone(),
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             hostname: config.hostname.clone(),

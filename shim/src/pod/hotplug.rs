@@ -116,6 +116,7 @@ mod tests {
                 vcpus: 1,
                 memory_mib: 256,
                 disks: vec![disk("first")],
+                volumes: Vec::new(),
                 console: folder.path().join("console"),
                 stream_socket: folder.path().join("streams"),
                 hostname: "hotplug".into(),

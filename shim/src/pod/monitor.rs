@@ -113,19 +113,7 @@ impl Monitor {
     pub fn spawn(path: &Path) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        // Were CONTROL_FD free here, the runtime's own pipe to the child could get that number and be overwritten.
-        let null = File::open("/dev/null").map_err(failed)?;
-        let _occupied = duplicate_from(&null, CONTROL_FD).map_err(failed)?;
-        let socket = theirs.as_raw_fd();
-        let parent = std::process::id();
-        let mut command = Command::new(path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).env_clear();
-        // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls; it does not
-        // allocate. `socket` stays open in the parent until after the spawn.
-        unsafe {
-            command.pre_exec(move || inherit_control_socket(socket, parent));
-        }
-        let child = command.spawn().map_err(failed)?;
+        let child = spawn_with_control(path, &theirs).map_err(failed)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
         let channel = AsyncChannel::new(ours)?;
@@ -261,6 +249,23 @@ async fn watch_over(
     };
     log::info!("the VM ended: {how}");
     end.send_replace(Some(how));
+}
+
+/// Starts a process of ours with a control socket as [`CONTROL_FD`]. It dies with this process.
+pub(super) fn spawn_with_control(path: &Path, socket: &Channel) -> io::Result<Child> {
+    // Were CONTROL_FD free here, the runtime's own pipe to the child could get that number and be overwritten.
+    let null = File::open("/dev/null")?;
+    let _occupied = duplicate_from(&null, CONTROL_FD)?;
+    let socket = socket.as_raw_fd();
+    let parent = std::process::id();
+    let mut command = Command::new(path);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).env_clear();
+    // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls; it does not
+    // allocate. `socket` stays open in the parent until after the spawn.
+    unsafe {
+        command.pre_exec(move || inherit_control_socket(socket, parent));
+    }
+    command.spawn()
 }
 
 fn inherit_control_socket(socket: i32, parent: u32) -> io::Result<()> {

@@ -9,17 +9,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
-use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID};
-use hull_protocol::vmm::{Channel, JailConfig, MachineConfig, PortConnection, Request, VERSION, VsockConfig};
+use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
+use hull_protocol::vmm::{
+    Channel, FsCache, FsConfig, JailConfig, MachineConfig, PortConnection, Request, VERSION, VsockConfig,
+};
 use tokio::net::UnixStream;
 
 use super::monitor::AsyncChannel;
 use super::{
-    Agent, AgentError, ArtifactError, Artifacts, Disk, JailVariableError, Monitor, MonitorError, VmEnd, jail,
-    printable,
+    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, JailVariableError, Monitor,
+    MonitorError, VmEnd, jail, printable,
 };
 use crate::io::Streams;
 use crate::record::BootRecord;
+use crate::spec::Volume;
 use crate::undo::{Undo, UndoError, remove_file};
 
 /// Environment variable: how long the guest may take to boot, in seconds.
@@ -49,6 +52,8 @@ pub struct VmSpec {
     pub memory_mib: u32,
     /// The disks, open.
     pub disks: Vec<Disk>,
+    /// What of the host's files the guest may reach.
+    pub volumes: Vec<Volume>,
     /// File for the guest's console.
     pub console: PathBuf,
     /// Path for the monitor's vsock listener.
@@ -77,6 +82,9 @@ pub enum StartError {
     /// The variable names no jail.
     #[error(transparent)]
     Jail(#[from] JailVariableError),
+    /// What of the host's files is to be shared cannot be.
+    #[error(transparent)]
+    Volumes(#[from] BrokerError),
     /// The monitor did not build the VM.
     #[error("cannot build the VM: {0}")]
     Monitor(#[from] MonitorError),
@@ -193,6 +201,10 @@ impl Booting {
         let path = spec.stream_socket.clone();
         undo.push("the stream socket", async move { remove_file(&path) });
         let (ours, theirs) = Channel::pair().map_err(MonitorError::from_io)?;
+        let files = match spec.volumes.as_slice() {
+            [] => None,
+            volumes => Some(share(volumes, &artifacts, undo).await?),
+        };
 
         let monitor = Monitor::spawn(&artifacts.vmm)?;
         let killed = monitor.clone();
@@ -222,6 +234,10 @@ impl Booting {
             }
             let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
             monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
+            if let Some(files) = files {
+                let config = FsConfig { tag: VOLUMES_TAG.to_owned(), cache: FsCache::Auto };
+                monitor.request(Request::AddFs(config), vec![files]).await?;
+            }
             monitor.request(Request::AddEntropy, Vec::new()).await?;
             // What the guest frees goes back to the host.
             monitor.request(Request::AddBalloon, Vec::new()).await
@@ -364,6 +380,20 @@ async fn boot(
         other => other,
     })?;
     Ok((agent, figures))
+}
+
+/// Starts the file broker with the volumes; what the monitor needs to speak with it.
+async fn share(volumes: &[Volume], artifacts: &Artifacts, undo: &mut Undo) -> Result<OwnedFd, StartError> {
+    let mut broker = Broker::spawn(&artifacts.broker()?)?;
+    let result = match tokio::time::timeout(SETUP_TIMEOUT, broker.share(volumes)).await {
+        Ok(result) => result.map_err(StartError::from),
+        Err(_elapsed) => Err(BrokerError::Silent.into()),
+    };
+    undo.push("the file broker", async move {
+        broker.end().await;
+        Ok(())
+    });
+    result
 }
 
 /// Figures are worth having, and not worth failing for.

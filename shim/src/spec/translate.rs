@@ -5,7 +5,7 @@
 //! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
 //! | `hooks`: prestart, poststart, poststop | stripped: they configure the host |
 //! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
-//! | `mounts` that bind host paths | refused, but /etc/hostname, /etc/hosts and /etc/resolv.conf, which are stripped, and /dev/shm, which becomes a tmpfs |
+//! | `mounts` that bind host paths | volumes, but /etc/hostname, /etc/hosts and /etc/resolv.conf, which are stripped, and /dev/shm, which becomes a tmpfs |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
 //! | `linux.namespaces`: network | stripped, with or without path: the VM is the boundary |
@@ -23,14 +23,15 @@ use oci_spec::runtime::{
 };
 
 use super::SpecError;
+use super::volumes::{self, Volume};
 
-/// Files that engines bind into every container; in a VM there is nothing to share them with yet.
+/// Files that engines bind into every container; they speak of the host's network, and the VM has none of it.
 const ENGINE_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 const SHM: &str = "/dev/shm";
 const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 
-/// Translates a container's spec in place.
-pub fn container(spec: &mut Spec, id: &str) -> Result<(), SpecError> {
+/// Translates a container's spec in place. What it uses of the host's files is returned.
+pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
     process(spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?)?;
     if let Some(root) = spec.root_mut() {
         root.set_path(PathBuf::from("rootfs"));
@@ -42,12 +43,14 @@ pub fn container(spec: &mut Spec, id: &str) -> Result<(), SpecError> {
         spec.set_hooks(None);
     }
     let mounts = spec.mounts().clone().unwrap_or_default();
+    let mut volumes = Vec::new();
     let mounts: Vec<Mount> = mounts
         .into_iter()
-        .filter_map(|mount| translate_mount(mount).transpose())
+        .filter_map(|mount| translate_mount(mount, &mut volumes).transpose())
         .collect::<Result<_, _>>()?;
     spec.set_mounts(Some(mounts));
-    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id)
+    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id)?;
+    Ok(volumes)
 }
 
 /// Translates a process in place.
@@ -105,7 +108,7 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn translate_mount(mut mount: Mount) -> Result<Option<Mount>, SpecError> {
+fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Option<Mount>, SpecError> {
     let options = mount.options().as_deref().unwrap_or_default();
     let binds = options.iter().any(|option| option == "bind" || option == "rbind");
     let kind = mount.typ().as_deref().unwrap_or_default();
@@ -121,10 +124,7 @@ fn translate_mount(mut mount: Mount) -> Result<Option<Mount>, SpecError> {
         };
     }
     if ENGINE_FILES.iter().any(|file| destination == Path::new(file)) {
-        log::info!(
-            "the host's {} is left out: sharing files with the VM is not supported yet",
-            destination.display()
-        );
+        log::info!("the host's {} is left out: the VM has its own", destination.display());
         return Ok(None);
     }
     if destination == Path::new(SHM) {
@@ -134,12 +134,7 @@ fn translate_mount(mut mount: Mount) -> Result<Option<Mount>, SpecError> {
         mount.set_options(Some(options.map(str::to_owned).into()));
         return Ok(Some(mount));
     }
-    let source = mount.source().as_deref().unwrap_or(Path::new("?"));
-    Err(SpecError::Unsupported(format!(
-        "the bind mount of {} at {} is not supported yet: the VM cannot share files with the host",
-        source.display(),
-        destination.display()
-    )))
+    Ok(Some(volumes::of_bind(mount, volumes)?))
 }
 
 fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
@@ -174,6 +169,7 @@ fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::VolumeAccess;
     use super::*;
 
     fn base() -> Value {
@@ -226,15 +222,37 @@ mod tests {
         assert_eq!(mounts[0]["type"], "tmpfs");
 
         for mount in [
-            json!({"destination": "/data", "source": "/srv/data", "options": ["rbind", "ro"]}),
-            json!({"destination": "/data", "type": "bind", "source": "/srv/data"}),
+            json!({"destination": "/data", "type": "bind", "source": "relative"}),
+            json!({"destination": "/data", "type": "bind"}),
         ] {
             spec["mounts"] = json!([mount]);
             let error = translated(spec.clone()).unwrap_err().to_string();
-            assert!(error.contains("/srv/data") && error.contains("/data"), "{error}");
+            assert!(error.contains("/data"), "{error}");
         }
         spec["mounts"] = json!([{"destination": "/n", "type": "nfs", "source": "host:/x"}]);
         assert!(translated(spec).unwrap_err().to_string().contains("nfs"));
+    }
+
+    #[test]
+    fn bind_mounts_become_volumes() {
+        let mut spec = base();
+        spec["mounts"] = json!([
+            {"destination": "/a", "source": "/srv/a", "options": ["rbind", "ro", "rprivate"]},
+            {"destination": "/b", "type": "bind", "source": "/srv/b", "options": ["nosuid"]}
+        ]);
+        let mut parsed: Spec = serde_json::from_value(spec).unwrap();
+        let volumes = container(&mut parsed, "web").unwrap();
+        let volume =
+            |name: &str, source: &str, access| Volume { name: name.into(), source: source.into(), access };
+        let wanted =
+            [volume("0", "/srv/a", VolumeAccess::ReadOnly), volume("1", "/srv/b", VolumeAccess::ReadWrite)];
+        assert_eq!(volumes, wanted);
+        let mounts = serde_json::to_value(parsed.mounts()).unwrap();
+        assert_eq!(
+            mounts[0],
+            json!({"destination": "/a", "type": "hull-volume", "source": "0", "options": ["ro", "rprivate"]})
+        );
+        assert_eq!(mounts[1]["source"], "1");
     }
 
     #[test]

@@ -13,3 +13,4 @@ mod limits;
 mod refused;
 mod streams;
 mod terminal;
+mod volumes;

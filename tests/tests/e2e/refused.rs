@@ -239,7 +239,8 @@ fn options_that_make_no_sense() {
         (&["--cpus", "-1"], &["-1"]),
         (&["--user", "nobody-knows", "--rm"], &["nobody-knows"]),
         (&["--name", "has/slash"], &["has/slash"]),
-        (&["-v", "/tmp:/tmp"], &["volume"]),
+        (&["-v", "named:/tmp"], &["named volume"]),
+        (&["-v", "/dev/null:/null"], &["/dev/null", "directory"]),
         (&["--pull", "sometimes"], &["sometimes"]),
         (&["--env-file", "/no/such/file"], &["/no/such/file"]),
     ] {
