@@ -176,7 +176,7 @@ async fn a_program_that_is_not_there_is_said_in_runcs_words() {
 #[tokio::test]
 async fn bad_requests_leave_nothing() {
     let mut pod = Pod::new("web", &["true"]);
-    pod.config["mounts"] = serde_json::json!([{"destination": "/d", "source": "/srv", "options": ["bind"]}]);
+    pod.config["mounts"] = serde_json::json!([{"destination": "/d", "source": "srv", "options": ["bind"]}]);
     let client = pod.connect().await;
     assert_eq!(code(soon(client.create(&pod.request)).await), Code::UNIMPLEMENTED);
     let mut overlay = pod.request.clone();

@@ -121,6 +121,8 @@ impl Runner {
             let us = u64::try_from(self.shared.start.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.shared.first_entry_us.store(us, Ordering::Relaxed);
         }
+        // A kick before the thread could be kicked is lost; but its reason was there first, and is looked for here.
+        self.wait_at_gate(kickable.vcpu());
         while self.shared.ending.reason().is_none() {
             match self.step(kickable.vcpu()) {
                 ControlFlow::Continue(Left::Served) => {}
