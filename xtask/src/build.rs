@@ -11,12 +11,20 @@ use crate::shell::{Error, at, cargo, root, run, say};
 /// The triple is named so that `crt-static` does not reach build scripts and procedural macros.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Linked statically: they start faster, run on any distribution, and one of them runs where no library is.
-const STATIC: [(&str, &str); 4] = [
-    ("hull-vmm", "hull-vmm"),
-    ("hull-vmm", "hull-fsd"),
-    ("containerd-shim-hull-v2", "containerd-shim-hull-v2"),
-    ("hull-agent", "hull-agent"),
+/// A program that is linked statically.
+struct Static {
+    package: &'static str,
+    binary: &'static str,
+    profile: &'static str,
+}
+
+/// Linked statically: they start faster, run on any distribution, and one of them runs where no library is. That one, the
+/// agent, is in every guest's memory, and is built to be small.
+const STATIC: [Static; 4] = [
+    Static { package: "hull-vmm", binary: "hull-vmm", profile: "release" },
+    Static { package: "hull-vmm", binary: "hull-fsd", profile: "release" },
+    Static { package: "containerd-shim-hull-v2", binary: "containerd-shim-hull-v2", profile: "release" },
+    Static { package: "hull-agent", binary: "hull-agent", profile: "agent" },
 ];
 
 /// Where cargo puts what it builds.
@@ -40,22 +48,20 @@ pub fn all() -> Result<(), Error> {
 
 fn binaries() -> Result<(), Error> {
     say("building hull, the shim, the monitor and the agent");
-    let mut statics = cargo();
-    statics.env("RUSTFLAGS", "-C target-feature=+crt-static").args([
-        "build",
-        "--release",
-        "--target",
-        TARGET,
-    ]);
-    for (package, _) in STATIC {
-        statics.args(["--package", package]);
+    for profile in ["release", "agent"] {
+        let mut statics = cargo();
+        statics.env("RUSTFLAGS", "-C target-feature=+crt-static");
+        statics.args(["build", "--profile", profile, "--target", TARGET]);
+        for part in STATIC.iter().filter(|part| part.profile == profile) {
+            statics.args(["--package", part.package]);
+        }
+        run(&mut statics)?;
     }
-    run(&mut statics)?;
     // Looking up a registry's host name needs the system's resolver, hence its C library.
     run(cargo().args(["build", "--release", "--package", "hull-cli"]))?;
     let release = target().join("release");
-    for (_, binary) in STATIC {
-        let (built, shipped) = (target().join(TARGET).join("release").join(binary), release.join(binary));
+    for Static { binary, profile, .. } in STATIC {
+        let (built, shipped) = (target().join(TARGET).join(profile).join(binary), release.join(binary));
         let fresh = release.join(format!(".{binary}.new"));
         at(&built, fs::copy(&built, &fresh))?;
         at(&shipped, fs::rename(&fresh, &shipped))?;

@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::images::Mounted;
 
-/// Runs what ends in `sha256sum`; gives how it ended and the sum.
-fn summed(command: &mut Command) -> (i32, String) {
+/// Runs what ends in `sha256sum`; gives how it ended, the sum, and what was complained about.
+fn summed(command: &mut Command) -> (i32, String, String) {
     let said = said(&finished(command));
-    (said.code, said.out.split(' ').next().unwrap_or_default().to_owned())
+    (said.code, said.out.split(' ').next().unwrap_or_default().to_owned(), said.err)
 }
 
 #[test]
