@@ -238,9 +238,7 @@ impl Booting {
                 let config = FsConfig { tag: VOLUMES_TAG.to_owned(), cache: FsCache::Auto };
                 monitor.request(Request::AddFs(config), vec![files]).await?;
             }
-            monitor.request(Request::AddEntropy, Vec::new()).await?;
-            // What the guest frees goes back to the host.
-            monitor.request(Request::AddBalloon, Vec::new()).await
+            monitor.request(Request::AddEntropy, Vec::new()).await
         };
         match tokio::time::timeout(SETUP_TIMEOUT, requests).await {
             Ok(result) => result?,
