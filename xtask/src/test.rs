@@ -16,7 +16,7 @@ use crate::{build, run as container};
 /// How long one module of the end-to-end tests may take: twice what the longest needs.
 const E2E_SECONDS: u32 = 420;
 /// How often a test is tried where the host is emulated.
-const EMULATED_ATTEMPTS: u32 = 3;
+const EMULATED_ATTEMPTS: u32 = 4;
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -15,27 +15,40 @@ fn summed(command: &mut Command) -> (i32, String, String) {
     (said.code, said.out.split(' ').next().unwrap_or_default().to_owned(), said.err)
 }
 
-#[test]
-fn a_hundred_megabytes_come_out_whole_twenty_times() {
-    let hull = Hull::new();
-    hull.ok(["pull", "-q", &image("big")]);
-    // 103 MB that do not repeat, in 1,200 files.
-    let all = "cat /big/*/*";
+/// 103 MB that do not repeat, in 1,200 files.
+const ALL: &str = "cat /big/*/*";
+
+/// Has `command` write [`ALL`] ten times over; each time every byte must come out.
+fn whole_ten_times(command: &Command) {
     let mounted = Mounted::new(&image("big"));
     let tree = mounted.tree().display();
-    let sum = "set -o pipefail; \"$@\" | sha256sum";
     let expected = summed(
         Command::new("bash").args(["-c", &format!("cat {tree}/big/*/* | sha256sum")]).env("LC_ALL", "C"),
     );
-    for round in 0..20 {
-        let run = hull.command(["run", "--rm", &image("big"), "sh", "-c", all]);
+    for round in 0..10 {
         let mut piped = Command::new("bash");
-        piped.args(["-c", sum, "sh"]).arg(run.get_program()).args(run.get_args());
-        piped.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let ended = summed(&mut piped);
-        assert_eq!(ended, expected, "round {round}");
+        piped.args(["-c", "set -o pipefail; \"$@\" | sha256sum", "sh"]);
+        piped.arg(command.get_program()).args(command.get_args());
+        piped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        assert_eq!(summed(&mut piped), expected, "round {round}");
     }
-    drop(mounted);
+}
+
+#[test]
+fn a_hundred_megabytes_come_out_whole_of_ten_vms() {
+    let hull = Hull::new();
+    hull.ok(["pull", "-q", &image("big")]);
+    whole_ten_times(&hull.command(["run", "--rm", &image("big"), "sh", "-c", ALL]));
+    hull.left_nothing();
+}
+
+#[test]
+fn a_hundred_megabytes_come_out_whole_of_ten_processes_of_one_vm() {
+    let hull = Hull::new();
+    hull.ok(["pull", "-q", &image("big")]);
+    let id = hull.detached(&[], "big", &["sleep", "1000"]);
+    whole_ten_times(&hull.command(["exec", &id, "sh", "-c", ALL]));
+    hull.ok(["rm", "-f", &id]);
     hull.left_nothing();
 }
 
