@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::{Handled, RunningQueue};
 use super::reclaim::give_back;
@@ -125,10 +125,7 @@ impl VirtioDevice for Balloon {
         let mut config = [0; 8];
         config[..4].copy_from_slice(&self.shared.target().to_le_bytes());
         config[4..].copy_from_slice(&self.shared.actual().to_le_bytes());
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&config, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) -> Option<()> {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use hull_protocol::vmm::{DiskAccess, DiskConfig, DiskDiscard};
 
 use super::chain::Chain;
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::queue::{Handled, RunningQueue};
 use super::segments::Segments;
 use crate::rate_limiter::{Clock, Throttle};
@@ -396,10 +396,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, activated: Activated) {

@@ -101,3 +101,11 @@ pub enum DeviceError {
     #[error("the host failed")]
     Host(#[from] std::io::Error),
 }
+
+/// Reads from a configuration space, for [`VirtioDevice::read_config`]. What lies behind its end stays as it was.
+pub fn copy_config(space: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..));
+    for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+        *to = *from;
+    }
+}

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use hull_protocol::vmm::FsConfig;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use crate::jail::seccomp::FilterError;
 
 mod fuse;
@@ -98,10 +98,7 @@ impl VirtioDevice for Fs {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, activated: Activated) {

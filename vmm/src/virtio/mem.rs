@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::{Handled, RunningQueue};
 use super::reclaim::give_back;
@@ -97,10 +97,7 @@ impl VirtioDevice for Mem {
         for (to, from) in config.iter_mut().zip(words.into_iter().flat_map(u64::to_le_bytes)) {
             *to = from;
         }
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&config, offset, data);
     }
 
     fn config_generation(&self) -> u32 {

@@ -9,7 +9,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use hull_protocol::vmm::NetworkConfig;
 
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::RunningQueue;
 
@@ -239,10 +239,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.config_space();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&config, offset, data);
     }
 
     fn config_generation(&self) -> u32 {

@@ -16,7 +16,7 @@ use super::block::engine::{self, Action, Engine, Step, Submitted};
 use super::block::extents::{ExtentError, Extents};
 use super::block::in_flight::{Flight, InFlight};
 use super::chain::Chain;
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::queue::{Handled, RunningQueue};
 
 pub mod mapping;
@@ -224,10 +224,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, activated: Activated) {

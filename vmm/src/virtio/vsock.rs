@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use hull_protocol::vmm::VsockConfig;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::queue::{Handled, RunningQueue};
 
 mod connection;
@@ -163,10 +163,7 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = u64::from(self.guest_cid).to_le_bytes();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+        copy_config(&config, offset, data);
     }
 
     fn activate(&mut self, activated: Activated) {
