@@ -4,6 +4,7 @@ use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
 use crate::launch::LaunchError;
+use crate::network::NetworkError;
 use crate::pod::PodError;
 use crate::rootfs::RootfsError;
 use crate::slots::SlotError;
@@ -81,6 +82,9 @@ pub enum Error {
     /// Of the pod's settings.
     #[error(transparent)]
     Pod(#[from] PodError),
+    /// Of the pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// Of a device's slot.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -115,14 +119,18 @@ impl Error {
             | Self::ShuttingDown
             | Self::Launch(LaunchError::ContainerEnded)
             | Self::Rootfs(RootfsError::NoDisk(_))
+            | Self::Network(NetworkError::NoLink(_))
             | Self::Slot(SlotError::Unfit { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
             | Self::Range { .. }
             | Self::Version { .. }
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
             | Self::Cgroup(CgroupError::Refused { .. } | CgroupError::BelowUsage { .. })
-            | Self::Rootfs(RootfsError::NoLower | RootfsError::Serial(_) | RootfsError::NoSize)
+            | Self::Rootfs(
+                RootfsError::NoLower | RootfsError::Serial(_) | RootfsError::NoSize | RootfsError::Files(_),
+            )
             | Self::Launch(LaunchError::Program(_))
+            | Self::Network(NetworkError::Invalid { .. })
             | Self::Pod(PodError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Spec(SpecError::Unsupported { .. })
             | Self::Cgroup(CgroupError::Missing(_))
@@ -132,6 +140,7 @@ impl Error {
             | Self::Rootfs(RootfsError::Work(_))
             | Self::Launch(LaunchError::SetUp { .. } | LaunchError::Died(_) | LaunchError::Agent { .. })
             | Self::Pod(PodError::System { .. })
+            | Self::Network(NetworkError::Kernel { .. })
             | Self::Slot(SlotError::Work { .. })
             | Self::System { .. } => Code::INTERNAL,
         }

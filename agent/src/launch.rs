@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::reap::Children;
+use crate::rootfs::Rootfs;
 use crate::spec::{
     CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Share, Source,
 };
@@ -87,6 +88,7 @@ struct InitPlan<'a> {
     spec: &'a ContainerSpec,
     root: &'a CStr,
     volumes: &'a CStr,
+    files: &'a CStr,
     cwd: Option<MountPoint>,
     mask_file: &'a CStr,
     mask_directory: &'a CStr,
@@ -152,11 +154,11 @@ struct Subjects {
 
 /// Clones the init process of a container into its cgroup and new namespaces.
 ///
-/// `root` is the mount point of its root file system in the agent's mount namespace.
+/// `rootfs` is its root file system in the agent's mount namespace.
 pub fn init(
     environment: &Environment,
     spec: &ContainerSpec,
-    root: &CStr,
+    rootfs: &Rootfs,
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
@@ -164,8 +166,9 @@ pub fn init(
     let plan = InitPlan {
         process: ProcessPlan::new(environment, &spec.process, spec, stdio, child_end.as_fd()),
         spec,
-        root,
+        root: rootfs.root(),
         volumes: environment.volumes.directory(),
+        files: rootfs.files(),
         cwd: MountPoint::of_directory(&spec.process.cwd),
         mask_file: &environment.mask_file,
         mask_directory: &environment.mask_directory,
@@ -351,7 +354,7 @@ impl Subjects {
                 let mount = spec.mounts.get(index)?;
                 let what = match &mount.source {
                     Source::New(filesystem) => filesystem.kind.to_string_lossy(),
-                    Source::Volume(name) => name.to_string_lossy(),
+                    Source::Volume(name) | Source::File(name) => name.to_string_lossy(),
                 };
                 format!("{} ({what})", path(mount.target.path()))
             }

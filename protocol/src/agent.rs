@@ -42,6 +42,14 @@ pub const VOLUMES_TAG: &str = "volumes";
 /// The type of a mount in a container's spec whose source is a volume's name.
 pub const VOLUME_MOUNT: &str = "hull-volume";
 
+/// The type of a mount in a container's spec whose source is the name of a file that came with the request.
+pub const FILE_MOUNT: &str = "hull-file";
+
+/// The most files that come with a request, and the longest of them in bytes.
+pub const FILES_MAX: usize = 16;
+/// See [`FILES_MAX`].
+pub const FILE_SIZE_MAX: usize = 64 << 10;
+
 /// Generated messages, client and server traits.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unused_qualifications)]
 pub mod api {

@@ -86,8 +86,9 @@ fn mount_one(plan: &InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: usize
             let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
             (target, new_filesystem(filesystem, spec.attributes).map_err(at(Step::Mount, index))?)
         }
-        Source::Volume(name) => {
-            let source = volume(plan, name).map_err(at(Step::Mount, index))?;
+        Source::Volume(name) | Source::File(name) => {
+            let directory = if matches!(spec.source, Source::Volume(_)) { plan.volumes } else { plan.files };
+            let source = named(directory, name).map_err(at(Step::Mount, index))?;
             let kind =
                 path::stat(source.as_fd()).map(|stat| path::kind(&stat)).map_err(at(Step::Mount, index))?;
             let target = mount_point(root, &spec.target.steps, kind).map_err(at(Step::MountPoint, index))?;
@@ -111,10 +112,10 @@ fn new_filesystem(filesystem: &Filesystem, attributes: u64) -> nix::Result<Owned
     mount::fsmount(context.as_fd(), attributes)
 }
 
-/// The root of a volume, a directory or a file, which cannot be a link.
-fn volume(plan: &InitPlan<'_>, name: &CStr) -> nix::Result<OwnedFd> {
-    let volumes = path::open(plan.volumes, libc::O_PATH | libc::O_DIRECTORY)?;
-    path::open_in(volumes.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
+/// The root of a volume, a directory or a file, or a file that came with the request; never a link.
+fn named(directory: &CStr, name: &CStr) -> nix::Result<OwnedFd> {
+    let directory = path::open(directory, libc::O_PATH | libc::O_DIRECTORY)?;
+    path::open_in(directory.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
 }
 
 /// A mount of what `source` is, with further attributes.

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use hull_protocol::agent::VOLUME_MOUNT;
+use hull_protocol::agent::{FILE_MOUNT, VOLUME_MOUNT};
 
 use super::{SpecError, c_string, schema};
 use crate::sys::mount::{
@@ -32,6 +32,8 @@ pub enum Source {
     New(Filesystem),
     /// The pod's volume of this name, a directory or a file.
     Volume(CString),
+    /// The container's own file of this name, which came with the request.
+    File(CString),
 }
 
 /// A new instance of a file system.
@@ -112,9 +114,8 @@ impl MountSpec {
             ));
         }
         let kind = match mount.kind.as_str() {
-            VOLUME_MOUNT => {
-                return Self::volume(target, mount);
-            }
+            VOLUME_MOUNT => return Self::bound(target, mount, Source::Volume),
+            FILE_MOUNT => return Self::bound(target, mount, Source::File),
             "" => return Err(SpecError::invalid(FIELD, format!("{at}: no type"))),
             // The guest has cgroup v2 only, so a container is given what runc gives it on such a host.
             "cgroup" => "cgroup2",
@@ -133,10 +134,15 @@ impl MountSpec {
         Ok(Self { target, source: Source::New(filesystem), attributes, propagation })
     }
 
-    fn volume(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
+    /// A mount of something that is there and is known by a name.
+    fn bound(
+        target: MountPoint,
+        mount: &schema::Mount,
+        source: fn(CString) -> Source,
+    ) -> Result<Self, SpecError> {
         let name = mount.source.as_str();
         if matches!(name, "" | "." | "..") || name.contains('/') {
-            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a volume")));
+            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a volume or a file")));
         }
         let Options { attributes, propagation, data } = Options::parse(mount)?;
         if let Some((option, _)) = data.first() {
@@ -145,7 +151,7 @@ impl MountSpec {
                 format!("{}: option {option:?} is not supported for a volume", mount.destination),
             ));
         }
-        let source = Source::Volume(c_string(FIELD, name)?);
+        let source = source(c_string(FIELD, name)?);
         // A device of the host's is not the guest's device of the same number.
         Ok(Self { target, source, attributes: attributes | ATTR_NODEV, propagation })
     }

@@ -29,7 +29,7 @@ fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
 fn filesystem(mount: &MountSpec) -> &Filesystem {
     match &mount.source {
         Source::New(filesystem) => filesystem,
-        Source::Volume(name) => panic!("{name:?} is a volume"),
+        Source::Volume(name) | Source::File(name) => panic!("{name:?} is not a file system"),
     }
 }
 
