@@ -3,6 +3,7 @@
 //! Pure: nothing here touches a file, a process or the network, except that environment files are read in `env`.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
@@ -114,6 +115,8 @@ pub struct ContainerRequest<'a> {
     pub shm_size: Bytes,
     /// `--tmpfs`.
     pub tmpfs: &'a [Tmpfs],
+    /// The path of the network namespace; a new one with nothing in it where there is none.
+    pub network: Option<&'a Path>,
     /// `-v`, `--mount`, with absolute sources.
     pub binds: &'a [Bind],
     /// `--ulimit`.
@@ -156,7 +159,7 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
     let process = first_process(request, &hostname)?;
     let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
     let mut linux = LinuxBuilder::default()
-        .namespaces(defaults::namespaces()?)
+        .namespaces(defaults::namespaces(request.network)?)
         .resources(resources(request)?)
         .masked_paths(defaults::strings(defaults::MASKED_PATHS))
         .readonly_paths(defaults::strings(defaults::READONLY_PATHS))

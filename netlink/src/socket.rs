@@ -72,43 +72,6 @@ impl Socket {
         Ok(Self { fd, sequence: Cell::new(1) })
     }
 
-    /// A non-blocking socket that becomes readable when a link, an address, a route or a neighbour changes; see
-    /// [`drain`](Self::drain).
-    pub fn watcher() -> Result<Self, Error> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::NetlinkRoute,
-        )?;
-        let groups = [
-            libc::RTNLGRP_LINK,
-            libc::RTNLGRP_NEIGH,
-            libc::RTNLGRP_IPV4_IFADDR,
-            libc::RTNLGRP_IPV4_ROUTE,
-            libc::RTNLGRP_IPV6_IFADDR,
-            libc::RTNLGRP_IPV6_ROUTE,
-        ];
-        bind(
-            fd.as_raw_fd(),
-            &NetlinkAddr::new(0, groups.iter().fold(0, |all, group| all | 1 << (group - 1))),
-        )?;
-        Ok(Self { fd, sequence: Cell::new(1) })
-    }
-
-    /// Forgets what a watcher was told: that something has changed is all there is to know.
-    pub fn drain(&self) -> Result<(), Error> {
-        let mut datagram = vec![0; DATAGRAM_MAX];
-        loop {
-            match recv(self.fd.as_raw_fd(), &mut datagram, MsgFlags::MSG_DONTWAIT) {
-                // More has changed than was kept.
-                Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
     /// Asks for something, and waits until it is done.
     pub(crate) fn request(&self, message: Message) -> Result<(), Error> {
         let sequence = self.send(message)?;
@@ -177,6 +140,58 @@ impl Socket {
                 other => return Ok(other?),
             }
         }
+    }
+}
+
+/// A non-blocking socket that becomes readable when a link, an address, a route or a neighbour of its namespace changes.
+#[derive(Debug)]
+pub struct Watcher(OwnedFd);
+
+impl Watcher {
+    /// A watcher of the network namespace of the calling thread.
+    pub fn open() -> Result<Self, Error> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )?;
+        let groups = [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_NEIGH,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_IFADDR,
+            libc::RTNLGRP_IPV6_ROUTE,
+        ];
+        let groups = groups.iter().fold(0, |all, group| all | 1 << (group - 1));
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self(fd))
+    }
+
+    /// Forgets what it was told: that something has changed is all there is to know.
+    pub fn drain(&self) -> Result<(), Error> {
+        let mut datagram = vec![0; DATAGRAM_MAX];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut datagram, MsgFlags::MSG_DONTWAIT) {
+                // ENOBUFS: more has changed than was kept.
+                Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Watcher {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Watcher {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
     }
 }
 

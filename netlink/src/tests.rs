@@ -213,7 +213,7 @@ fn frames_are_redirected() {
 #[test]
 fn a_watcher_sees_changes() {
     in_namespace(|socket| {
-        let watcher = Socket::watcher().unwrap();
+        let watcher = crate::socket::Watcher::open().unwrap();
         let readable = || {
             let mut poll = libc::pollfd {
                 fd: std::os::fd::AsRawFd::as_raw_fd(&watcher),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::api::DeleteResponse;
 
 use crate::args::Identity;
+use crate::network::{NetworkError, NetworkRecord};
 use crate::paths::{PathError, PodSockets, state_root};
 use crate::pidfd::Pidfd;
 use crate::record::{ExitRecord, Record, ShimRecord};
@@ -32,6 +33,9 @@ pub enum CleanupError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The pod's network namespace is not as it was.
+    #[error("cannot clean up the pod's network: {0}")]
+    Network(#[from] NetworkError),
     /// The sockets cannot be removed.
     #[error("cannot remove the sockets: {0}")]
     Sockets(std::io::Error),
@@ -48,6 +52,8 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
         })
     });
     let killed = record.as_ref().map_or(Ok(()), end_processes);
+    let network = record.as_ref().and_then(|record| record.network.clone());
+    let network = network.map_or(Ok(()), NetworkRecord::clean_up);
     let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
     let removed = sockets.remove().map_err(CleanupError::Sockets);
 
@@ -67,6 +73,7 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
         exit
     });
     killed?;
+    network?;
     removed?;
     Ok(DeleteResponse {
         pid: record.and_then(|record| record.container_pid).unwrap_or_default(),

@@ -19,7 +19,7 @@ pub use supervise::supervise_init;
 
 use crate::error::TaskError;
 use crate::events::{Event, Events};
-use crate::pod::{AgentError, PowerOff, Vm, start_ticks};
+use crate::pod::{AgentError, PowerOff, StartError, Vm, start_ticks};
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
 
@@ -120,6 +120,11 @@ impl Container {
     /// Lets the init process run. Returns its pid.
     pub async fn start_init(&self) -> Result<u32, TaskError> {
         self.init.begin_start()?;
+        // A client may have put something into the pod's network since the creation.
+        if let Err(error) = self.vm.settle_network().await {
+            self.init.end_start(Phase::Created);
+            return Err(StartError::from(error).into());
+        }
         if let Err(error) = self.vm.agent.start_process(&self.init.request()).await {
             self.init.end_start(Phase::Created);
             return Err(error.about_the_program().into());
@@ -298,6 +303,7 @@ pub fn shim_record(vm: &Vm, started_at: Option<SystemTime>) -> ShimRecord {
     record.container_pid = Some(vm.pid());
     record.started_at = started_at.map(crate::time::rfc3339);
     record.boot = vm.boot;
+    record.network = vm.network_record();
     record
 }
 

@@ -17,6 +17,7 @@ mod events;
 mod info;
 mod io;
 mod logging;
+mod network;
 mod paths;
 mod pidfd;
 mod pod;

@@ -14,6 +14,7 @@ mod create;
 mod hotplug;
 mod jail;
 mod monitor;
+mod network;
 mod rootfs;
 mod vm;
 

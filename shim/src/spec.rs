@@ -4,6 +4,7 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod network;
 mod seccomp;
 mod shape;
 mod translate;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use network::NetworkChoice;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
@@ -95,6 +97,8 @@ pub struct ContainerConfig {
     pub seccomp: Option<hull_seccomp::Filter>,
     /// What of the host's files it uses, in the order of their names in the guest.
     pub volumes: Vec<Volume>,
+    /// The pod's network.
+    pub network: NetworkChoice,
     /// The VM it asks for.
     pub shape: VmShape,
     /// The pod's host name.
@@ -122,6 +126,7 @@ impl ContainerConfig {
         let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
         let shape = VmShape::of(&spec)?;
         let lifecycle = shape::lifecycle(&spec)?;
+        let network = NetworkChoice::of(&spec)?;
         let volumes = translate::container(&mut spec, id)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
@@ -131,7 +136,7 @@ impl ContainerConfig {
             hostname.truncate(end);
         }
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(Self { guest_spec, seccomp, volumes, shape, hostname, lifecycle })
+        Ok(Self { guest_spec, seccomp, volumes, network, shape, hostname, lifecycle })
     }
 }
 

@@ -88,6 +88,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         root: if args.read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite },
         shm_size: args.shm_size,
         tmpfs: &args.tmpfs,
+        network: None,
         binds: &binds,
         rlimits: &args.ulimit,
         capabilities,

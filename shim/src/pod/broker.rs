@@ -62,7 +62,7 @@ impl Broker {
     pub fn spawn(path: &Path) -> Result<Self, BrokerError> {
         let failed = |source| BrokerError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        let child = spawn_with_control(path, &theirs).map_err(failed)?;
+        let child = spawn_with_control(path, &theirs, None).map_err(failed)?;
         Ok(Self { control: AsyncChannel::new(ours)?, child })
     }
 

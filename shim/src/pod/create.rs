@@ -101,6 +101,7 @@ impl Pod {
             memory_mib: config.shape.memory_mib,
             disks: rootfs.open()?,
             volumes: config.volumes.clone(),
+            network: config.network.clone(),
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             hostname: config.hostname.clone(),
@@ -110,6 +111,7 @@ impl Pod {
         let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         record.vmm_pid = Some(booting.pid());
         record.vmm_start_ticks = start_ticks(booting.pid());
+        record.network = booting.network_record();
         if let Err(error) = record.write(&bundle) {
             booting.abandon().await;
             return Err(error.into());

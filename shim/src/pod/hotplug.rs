@@ -119,6 +119,7 @@ mod tests {
                 volumes: Vec::new(),
                 console: folder.path().join("console"),
                 stream_socket: folder.path().join("streams"),
+                network: crate::spec::NetworkChoice::Own,
                 hostname: "hotplug".into(),
             };
             let vm = Booting::prepare(spec).await.unwrap().boot().await.unwrap();

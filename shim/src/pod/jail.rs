@@ -18,9 +18,13 @@ const FIRST_ID: u32 = 0x7000_0000;
 pub struct JailVariableError(String);
 
 /// The jail of the monitor with this process id. `variable` is [`JAIL_VARIABLE`]'s value.
-pub fn of_monitor(pid: u32, variable: Option<&OsStr>) -> Result<JailConfig, JailVariableError> {
+pub fn of_monitor(
+    pid: u32,
+    variable: Option<&OsStr>,
+    network: JailNetwork,
+) -> Result<JailConfig, JailVariableError> {
     let id = FIRST_ID + pid;
-    let full = JailConfig::Full { uid: id, gid: id, network: JailNetwork::Empty };
+    let full = JailConfig::Full { uid: id, gid: id, network };
     match variable.map(OsStr::as_encoded_bytes) {
         Some(b"full") => Ok(full),
         Some(b"unprivileged") => Ok(JailConfig::Unprivileged),
@@ -38,12 +42,15 @@ mod tests {
     fn every_monitor_is_its_own_user() {
         let id = 0x7000_0007;
         let full = JailConfig::Full { uid: id, gid: id, network: JailNetwork::Empty };
-        assert_eq!(of_monitor(7, Some("full".as_ref())).unwrap(), full);
-        assert_eq!(of_monitor(7, Some("unprivileged".as_ref())).unwrap(), JailConfig::Unprivileged);
+        assert_eq!(of_monitor(7, Some("full".as_ref()), JailNetwork::Empty).unwrap(), full);
+        assert_eq!(
+            of_monitor(7, Some("unprivileged".as_ref()), JailNetwork::Empty).unwrap(),
+            JailConfig::Unprivileged
+        );
         let by_default = if nix::unistd::geteuid().is_root() { full } else { JailConfig::Unprivileged };
-        assert_eq!(of_monitor(7, None).unwrap(), by_default);
-        assert_eq!(of_monitor(7, Some("".as_ref())).unwrap(), by_default);
-        let error = of_monitor(7, Some("none".as_ref())).unwrap_err().to_string();
+        assert_eq!(of_monitor(7, None, JailNetwork::Empty).unwrap(), by_default);
+        assert_eq!(of_monitor(7, Some("".as_ref()), JailNetwork::Empty).unwrap(), by_default);
+        let error = of_monitor(7, Some("none".as_ref()), JailNetwork::Empty).unwrap_err().to_string();
         assert_eq!(error, "HULL_JAIL is \"none\", not full or unprivileged");
     }
 }

@@ -8,7 +8,7 @@
 //! | `mounts` that bind host paths | volumes, but /etc/hostname, /etc/hosts and /etc/resolv.conf, which are stripped, and /dev/shm, which becomes a tmpfs |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
-//! | `linux.namespaces`: network | stripped, with or without path: the VM is the boundary |
+//! | `linux.namespaces`: network | stripped: the shim joins the guest to it, and all containers of the pod are in the guest's own. Without one, refused: [`super::network`] |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
 //! | `linux.devices` | character devices kept, block devices refused |
 //! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |

@@ -73,7 +73,7 @@ impl Pod {
             "root": {"path": "rootfs"},
             "hostname": id,
             "process": {"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}},
-            "linux": {}
+            "linux": {"namespaces": [{"type": "network"}]}
         });
         let mut request = CreateTaskRequest::new();
         request.id = id.into();
