@@ -116,7 +116,7 @@ pub fn bench() -> Result<ExitCode, Error> {
 /// The agent's own tests once more, where the limits are real: a machine whose cgroups are of version 1 has none.
 fn agent() -> Result<Count, Error> {
     let mut count = Count::default();
-    for name in ["hostile", "life_cycle", "inside", "resources", "seccomp", "streams"] {
+    for name in ["hostile", "life_cycle", "inside", "namespaces", "resources", "seccomp", "streams"] {
         let mut host = where_guests_run(600, "2048")?;
         count += counted(host.arg(executable("agent", name)?))?;
     }
