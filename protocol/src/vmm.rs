@@ -31,8 +31,8 @@ pub const FDS_MAX: usize = 253;
 /// call. There is no [`Message::Exited`] then.
 pub const DENIED_STATUS: i32 = 6;
 
-/// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before. Disks and networks
-/// that are added to a running VM are answered with [`Message::Plugged`].
+/// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before. Disks, networks and
+/// the file system that are added to a running VM are answered with [`Message::Plugged`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", content = "with", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -53,7 +53,9 @@ pub enum Request {
     AddVsock(VsockConfig),
     /// A virtio-net interface. Descriptors: its tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
     AddNetwork(NetworkConfig),
-    /// The virtio-fs device. Descriptor: a `SOCK_SEQPACKET` socket whose other end serves as [file broker](crate::fs).
+    /// The virtio-fs device, of which a VM has one at a time. Descriptor: a `SOCK_SEQPACKET` socket whose other end serves
+    /// as [file broker](crate::fs). What it shows comes and goes by the broker's [control](crate::fs::Control), also while
+    /// the VM runs: the monitor has no part in it.
     AddFs(FsConfig),
     /// A virtio-rng device fed by `getrandom(2)`.
     AddEntropy,
@@ -85,12 +87,14 @@ pub enum Request {
     Boot,
     /// Takes a device away from the running VM. Its descriptors are closed and its name is free when this is answered.
     Unplug {
-        /// The device's label as in [`VmStats`]: "blk-" and a disk's serial number, "net-" and a network's name.
+        /// The device's label as in [`VmStats`]: "blk-" and a disk's serial number, "net-" and a network's name,
+        /// "fs-" and a file system's tag.
         name: String,
         /// Whether it must be free.
         how: Unplug,
     },
-    /// Stops all vCPUs and devices, between two instructions of the guest and with nothing in flight.
+    /// Stops all vCPUs and devices, between two instructions of the guest and with nothing in flight. A host that does not
+    /// finish an operation within seconds is a reason to refuse; the VM then goes on.
     Pause,
     /// Lets a paused VM go on.
     Resume,

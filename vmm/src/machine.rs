@@ -30,9 +30,10 @@ use crate::vcpu::gate::{Gate, GateError};
 use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::balloon::BalloonControl;
+use crate::virtio::fs::FileThread;
 use crate::virtio::mem::MemControl;
 use crate::virtio::pmem::FileRegion;
-use crate::virtio::{MmioTransport, VirtioDevice};
+use crate::virtio::{MmioTransport, Quiet, VirtioDevice};
 
 /// A machine without its devices.
 #[derive(Debug)]
@@ -65,6 +66,8 @@ pub struct Plan {
     pub hotplug: Option<(Range<u64>, MemControl)>,
     /// Files that are in its memory.
     pub files: Vec<FileRegion>,
+    /// What serves shared files, now or later.
+    pub file_thread: FileThread,
 }
 
 /// Why a VM cannot be built.
@@ -105,6 +108,17 @@ pub enum BootError {
     Thread(#[source] io::Error),
 }
 
+/// Why a VM is not paused.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// Its vCPUs do not stop, or have stopped already.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// A device does not become quiet. The VM goes on.
+    #[error("the host has not finished what {0} has asked of it")]
+    Busy(String),
+}
+
 /// A running VM.
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
@@ -112,6 +126,7 @@ pub struct Machine {
     devices: Arc<Devices>,
     balloon: Option<BalloonControl>,
     hotplug: Option<MemControl>,
+    file_thread: FileThread,
     ram: RamSize,
     /// Dropped after the threads that use it are gone.
     vm: Vm,
@@ -121,7 +136,7 @@ impl Machine {
     /// Builds the VM, lets its vCPUs run and closes the system call filters; the caller's thread is the event loop from
     /// here on. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices, balloon, hotplug, files } = plan;
+        let Plan { board, devices, balloon, hotplug, files, file_thread } = plan;
         let (region, hotplug) = hotplug.unzip();
         let ram = board.ram;
         let memory = memory::allocate(board.ram, region)?;
@@ -145,8 +160,8 @@ impl Machine {
         });
         kick::install().map_err(BootError::Signal)?;
         let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
-        let mut machine =
-            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, hotplug, ram, vm };
+        let threads = Vec::with_capacity(vcpus.len());
+        let mut machine = Self { vcpus: threads, shared, devices, balloon, hotplug, file_thread, ram, vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, for_vcpus.clone(), Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -182,6 +197,11 @@ impl Machine {
     /// What says how much memory should be plugged, if any can be.
     pub fn hotplug(&self) -> Option<&MemControl> {
         self.hotplug.as_ref()
+    }
+
+    /// What serves shared files.
+    pub fn file_thread(&self) -> &FileThread {
+        &self.file_thread
     }
 
     /// Its memory.
@@ -223,10 +243,17 @@ impl Machine {
 
     /// Stops all vCPUs, then the devices: nothing is in flight when this returns. Nobody may call a device before
     /// [`resume`](Self::resume).
-    pub fn pause(&self) -> Result<(), GateError> {
+    pub fn pause(&self) -> Result<(), PauseError> {
         self.shared.gate.close(|| self.vcpus.iter().for_each(VcpuThread::kick))?;
-        self.devices.for_each(|_, device| device.quiesce());
-        Ok(())
+        let mut busy = None;
+        self.devices.for_each(|_, device| {
+            if device.quiesce() == Quiet::NotYet {
+                busy.get_or_insert_with(|| device.name().to_owned());
+            }
+        });
+        let Some(device) = busy else { return Ok(()) };
+        self.shared.gate.open()?;
+        Err(PauseError::Busy(device))
     }
 
     /// Lets a paused VM go on.
@@ -259,7 +286,9 @@ impl Machine {
                     device.queue_event(queue);
                 }
             }
-            device.quiesce();
+            if device.quiesce() == Quiet::NotYet {
+                log::error!("the host has not finished what {} has asked of it", device.name());
+            }
         });
         self.shared.bus.console().flush();
     }

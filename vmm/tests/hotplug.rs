@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use hull_protocol::fs::BrokerChannel;
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, Message, NetworkConfig,
-    RateLimits, Request, Unplug,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, FsCache, FsConfig, Message,
+    NetworkConfig, RateLimits, Request, Unplug,
 };
 use nix::sched::{CloneFlags, unshare};
 use support::guest::Code;
@@ -168,6 +169,30 @@ fn a_network_comes_and_goes() {
     vmm.refused(&network, &[file(b"").as_fd()], InvalidRequest);
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().1, [1, 0, 0, 0, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_file_system_comes_and_goes() {
+    // Device id, and the first four bytes of the tag.
+    let code = Code::new().wait_for(WINDOW + 8).load(WINDOW + 8).print_eax().load(WINDOW + 0x100).print_eax();
+    let vmm = boot(&code.halt());
+    vmm.stats();
+    let files = descriptors(&vmm);
+    let fs = Request::AddFs(FsConfig { tag: "volumes".into(), cache: FsCache::Auto });
+    let unplug = Request::Unplug { name: "fs-volumes".into(), how: Unplug::Released };
+    let broker = || OwnedFd::from(BrokerChannel::pair().unwrap().0);
+    for _ in 0..100 {
+        assert_eq!(vmm.ask(&fs, &[broker().as_fd()]), Message::Plugged { slot: 1 });
+        wait_for_console(&vmm, 8);
+        let message = vmm.refused(&fs, &[broker().as_fd()], WrongState);
+        assert!(message.contains("one file system device"), "{message}");
+        vmm.done(&unplug, &[]);
+    }
+    assert_eq!(descriptors(&vmm), files);
+    vmm.refused(&fs, &[file(b"").as_fd()], InvalidRequest);
+    vmm.refused(&fs, &[], InvalidRequest);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().1, b"\x1a\0\0\0volu");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{Activated, DeviceError, VirtioDevice};
+use super::device::{Activated, DeviceError, Quiet, VirtioDevice};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, QueueSetup, RunningQueue};
 use crate::memory::GuestMemory;
@@ -182,10 +182,16 @@ impl MmioTransport {
         self.check(result);
     }
 
-    /// Finishes what is in flight. Nothing moves until the next call.
-    pub fn quiesce(&mut self) {
-        let result = self.device.quiesce();
-        self.check(result);
+    /// Finishes what is in flight. Where that has worked, nothing moves until the next call.
+    pub fn quiesce(&mut self) -> Quiet {
+        match self.device.quiesce() {
+            Ok(quiet) => quiet,
+            // The device is reset.
+            Err(error) => {
+                self.check(Err(error));
+                Quiet::Yes
+            }
+        }
     }
 
     /// Whether a driver has taken the device and not yet let go of it.
