@@ -10,6 +10,7 @@ use super::*;
 use crate::link::{Change, LinkLocal, State, Statistics};
 use crate::redirect::Queue;
 use crate::route::{BY_KERNEL, Entry, MAIN_TABLE};
+use crate::socket::Watcher;
 
 /// Runs a test in a namespace of its own, which ends with its thread.
 fn in_namespace(test: impl FnOnce(&Socket) + Send + 'static) {
@@ -213,7 +214,7 @@ fn frames_are_redirected() {
 #[test]
 fn a_watcher_sees_changes() {
     in_namespace(|socket| {
-        let watcher = crate::socket::Watcher::open().unwrap();
+        let watcher = Watcher::open().unwrap();
         let readable = || {
             let mut poll = libc::pollfd {
                 fd: std::os::fd::AsRawFd::as_raw_fd(&watcher),

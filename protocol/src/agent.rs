@@ -49,6 +49,12 @@ pub const FILE_MOUNT: &str = "hull-file";
 pub const FILES_MAX: usize = 16;
 /// See [`FILES_MAX`].
 pub const FILE_SIZE_MAX: usize = 64 << 10;
+/// The type of a mount in a container's spec that is a tmpfs of the pod: whoever mounts the same source, a name like an id's
+/// ([`is_valid_id`]), mounts the same files. They live as long as the pod.
+///
+/// Of its options, `size`, `mode`, `nr_inodes`, `uid` and `gid` shape the tmpfs when it is mounted first, and mean nothing
+/// afterwards; `size` must be given. For the pod's /dev/shm and for volumes in memory.
+pub const SHARED_TMPFS_MOUNT: &str = "hull-shared-tmpfs";
 
 /// Generated messages, client and server traits.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unused_qualifications)]

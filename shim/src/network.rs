@@ -32,7 +32,7 @@ use hull_netlink::redirect::{self, Queue};
 use hull_netlink::socket::Watcher;
 use hull_netlink::{Error as KernelError, Mac, Socket};
 use hull_protocol::agent::api::agent::ConfigureNetworkRequest;
-use hull_protocol::vmm::NetworkConfig;
+use hull_protocol::vmm::{NetworkConfig, NetworkLimits};
 use serde::{Deserialize, Serialize};
 
 pub use namespace::Namespace;
@@ -212,6 +212,7 @@ fn attach(
                         name: format!("net{}", attached.len() - 1),
                         mac: interface.mac.0,
                         mtu: u16::try_from(interface.mtu()).unwrap_or(u16::MAX),
+                        limits: NetworkLimits::default(),
                     },
                     tap: fd,
                 });

@@ -86,9 +86,8 @@ fn mount_one(plan: &InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: usize
             let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
             (target, new_filesystem(filesystem, spec.attributes).map_err(at(Step::Mount, index))?)
         }
-        Source::Volume(name) | Source::File(name) => {
-            let directory = if matches!(spec.source, Source::Volume(_)) { plan.volumes } else { plan.files };
-            let source = named(directory, name).map_err(at(Step::Mount, index))?;
+        Source::Volume(_) | Source::Shared(_) | Source::File(_) => {
+            let source = named(plan, &spec.source).map_err(at(Step::Mount, index))?;
             let kind =
                 path::stat(source.as_fd()).map(|stat| path::kind(&stat)).map_err(at(Step::Mount, index))?;
             let target = mount_point(root, &spec.target.steps, kind).map_err(at(Step::MountPoint, index))?;
@@ -112,10 +111,16 @@ fn new_filesystem(filesystem: &Filesystem, attributes: u64) -> nix::Result<Owned
     mount::fsmount(context.as_fd(), attributes)
 }
 
-/// The root of a volume, a directory or a file, or a file that came with the request; never a link.
-fn named(directory: &CStr, name: &CStr) -> nix::Result<OwnedFd> {
-    let directory = path::open(directory, libc::O_PATH | libc::O_DIRECTORY)?;
-    path::open_in(directory.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
+/// The root of what the pod shares, a directory or a file, or a file that came with the request; never a link.
+fn named(plan: &InitPlan<'_>, source: &Source) -> nix::Result<OwnedFd> {
+    let (parent, name) = match source {
+        Source::Volume(name) => (plan.volumes, name),
+        Source::Shared(tmpfs) => (plan.shared, &tmpfs.name),
+        Source::File(name) => (plan.files, name),
+        Source::New(_) => return Err(Errno::EINVAL),
+    };
+    let parent = path::open(parent, libc::O_PATH | libc::O_DIRECTORY)?;
+    path::open_in(parent.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
 }
 
 /// A mount of what `source` is, with further attributes.

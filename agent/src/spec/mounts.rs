@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use hull_protocol::agent::{FILE_MOUNT, VOLUME_MOUNT};
+use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT, VOLUME_MOUNT, is_valid_id};
 
 use super::{SpecError, c_string, schema};
 use crate::sys::mount::{
@@ -34,6 +34,17 @@ pub enum Source {
     Volume(CString),
     /// The container's own file of this name, which came with the request.
     File(CString),
+    /// A tmpfs that the pod's containers share.
+    Shared(SharedTmpfs),
+}
+
+/// A tmpfs of the pod.
+#[derive(Clone, Debug)]
+pub struct SharedTmpfs {
+    /// A valid id.
+    pub name: CString,
+    /// Options of the file system, where it is not mounted yet.
+    pub options: Vec<(CString, Option<CString>)>,
 }
 
 /// A new instance of a file system.
@@ -116,6 +127,7 @@ impl MountSpec {
         let kind = match mount.kind.as_str() {
             VOLUME_MOUNT => return Self::bound(target, mount, Source::Volume),
             FILE_MOUNT => return Self::bound(target, mount, Source::File),
+            SHARED_TMPFS_MOUNT => return Self::shared_tmpfs(target, mount),
             "" => return Err(SpecError::invalid(FIELD, format!("{at}: no type"))),
             // The guest has cgroup v2 only, so a container is given what runc gives it on such a host.
             "cgroup" => "cgroup2",
@@ -154,6 +166,29 @@ impl MountSpec {
         let source = source(c_string(FIELD, name)?);
         // A device of the host's is not the guest's device of the same number.
         Ok(Self { target, source, attributes: attributes | ATTR_NODEV, propagation })
+    }
+}
+
+impl MountSpec {
+    fn shared_tmpfs(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
+        let name = mount.source.as_str();
+        if !is_valid_id(name) {
+            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a shared tmpfs")));
+        }
+        let Options { attributes, propagation, data } = Options::parse(mount)?;
+        let known = [c"size", c"mode", c"nr_inodes", c"uid", c"gid"];
+        let at = &mount.destination;
+        if let Some((option, _)) = data.iter().find(|(key, _)| !known.contains(&key.as_c_str())) {
+            return Err(SpecError::unsupported(
+                FIELD,
+                format!("{at}: option {option:?} is not supported for a shared tmpfs"),
+            ));
+        }
+        if !data.iter().any(|(key, _)| key.as_c_str() == c"size") {
+            return Err(SpecError::invalid(FIELD, format!("{at}: a shared tmpfs needs a size")));
+        }
+        let source = Source::Shared(SharedTmpfs { name: c_string(FIELD, name)?, options: data });
+        Ok(Self { target, source, attributes, propagation })
     }
 }
 
