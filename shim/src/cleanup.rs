@@ -54,6 +54,9 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
     let killed = record.as_ref().map_or(Ok(()), end_processes);
     let network = record.as_ref().and_then(|record| record.network.clone());
     let network = network.map_or(Ok(()), NetworkRecord::clean_up);
+    if let Some(bundle) = &bundle {
+        run_hooks(bundle, &identity.id);
+    }
     let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
     let removed = sockets.remove().map_err(CleanupError::Sockets);
 
@@ -81,6 +84,14 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
         exited_at: timestamp(parse_rfc3339(&exit.exited_at).unwrap_or_else(SystemTime::now)),
         ..DeleteResponse::default()
     })
+}
+
+/// The time that containerd gives is the hooks' too.
+fn run_hooks(bundle: &std::path::Path, id: &str) {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(crate::hooks::poststop(bundle, id)),
+        Err(error) => log::warn!("the poststop hooks are not run: {error}"),
+    }
 }
 
 fn end_processes(record: &ShimRecord) -> Result<(), CleanupError> {

@@ -19,7 +19,7 @@ pub use supervise::supervise_init;
 
 use crate::error::TaskError;
 use crate::events::{Event, Events};
-use crate::pod::{AgentError, PowerOff, StartError, Vm, start_ticks};
+use crate::pod::{AgentError, PowerOff, Vm, start_ticks};
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
 
@@ -123,7 +123,7 @@ impl Container {
         // A client may have put something into the pod's network since the creation.
         if let Err(error) = self.vm.settle_network().await {
             self.init.end_start(Phase::Created);
-            return Err(StartError::from(error).into());
+            return Err(error.into());
         }
         if let Err(error) = self.vm.agent.start_process(&self.init.request()).await {
             self.init.end_start(Phase::Created);

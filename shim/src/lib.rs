@@ -15,6 +15,7 @@ mod container;
 mod daemon;
 mod error;
 mod events;
+mod hooks;
 mod info;
 mod io;
 mod logging;

@@ -185,6 +185,7 @@ impl Pod {
             log::error!("{error}");
         }
         let exit = container.init.exited().await;
+        crate::hooks::poststop(&container.bundle, &container.id).await;
         let pid = container.init.pid();
         self.with_table(|table| table.remove(id));
         let mut event = TaskDelete::new();
@@ -249,9 +250,12 @@ impl Pod {
         if let Err(error) = container.vm.stop(container.power_off).await {
             log::error!("{error}");
         }
+        if container.lifecycle == Lifecycle::Managed {
+            return;
+        }
+        crate::hooks::poststop(&container.bundle, &container.id).await;
         match container.lifecycle {
-            Lifecycle::Managed => return,
-            Lifecycle::Keep => {}
+            Lifecycle::Managed | Lifecycle::Keep => {}
             Lifecycle::Remove => {
                 if let Err(error) = std::fs::remove_dir_all(&container.bundle) {
                     log::error!("cannot remove {}: {error}", container.bundle.display());

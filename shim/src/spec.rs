@@ -4,6 +4,7 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod files;
 mod network;
 mod seccomp;
 mod shape;
@@ -13,6 +14,7 @@ mod volumes;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use hull_protocol::agent::api::agent::File as GuestFile;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
@@ -102,6 +104,8 @@ pub struct ContainerConfig {
     pub seccomp: Option<hull_seccomp::Filter>,
     /// What of the host's files it uses, in the order of their names in the guest.
     pub volumes: Vec<Volume>,
+    /// Files of its own, which go to the guest.
+    pub files: Vec<GuestFile>,
     /// The pod's network.
     pub network: NetworkChoice,
     /// The VM it asks for.
@@ -123,16 +127,17 @@ impl ContainerConfig {
         if bytes.len() as u64 > CONFIG_MAX {
             return Err(SpecError::TooLong(path));
         }
-        Self::parse(&bytes, id, config)
+        Self::parse(&bytes, id, bundle, config)
     }
 
-    fn parse(json: &[u8], id: &str, config: &Config) -> Result<Self, SpecError> {
+    fn parse(json: &[u8], id: &str, bundle: &Path, config: &Config) -> Result<Self, SpecError> {
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
         annotations_allowed(&spec, config)?;
         let shape = VmShape::of(&spec, &config.vm)?;
         let lifecycle = shape::lifecycle(&spec)?;
         let network = NetworkChoice::of(&spec)?;
+        let files = files::take(&mut spec, bundle)?;
         let volumes = translate::container(&mut spec, id)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
@@ -142,7 +147,7 @@ impl ContainerConfig {
             hostname.truncate(end);
         }
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(Self { guest_spec, seccomp, volumes, network, shape, hostname, lifecycle })
+        Ok(Self { guest_spec, seccomp, volumes, files, network, shape, hostname, lifecycle })
     }
 }
 

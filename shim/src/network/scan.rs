@@ -62,7 +62,7 @@ impl Scan {
                 Entry::Route(route) if is_link_local(&route) => {}
                 Entry::Route(route) if is_ours(route.link) => routes.push(route),
                 Entry::Route(route) if route.link == 0 && route.kind != RouteKind::Unicast => {
-                    routes.push(route)
+                    routes.push(route);
                 }
                 Entry::Route(_) => {}
                 Entry::Strange(destination) => {

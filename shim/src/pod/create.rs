@@ -149,10 +149,12 @@ impl Pod {
         config: &ContainerConfig,
         rootfs: &RootfsPlan,
     ) -> Result<ProcessIo, TaskError> {
+        let mut rootfs = rootfs.for_agent(config.shape.tmpfs_bytes());
+        rootfs.files.clone_from(&config.files);
         let request = CreateContainerRequest {
             container_id: init.container.clone(),
             spec: config.guest_spec.clone(),
-            rootfs: Some(rootfs.for_agent(config.shape.tmpfs_bytes())).into(),
+            rootfs: Some(rootfs).into(),
             stdio: Some(init.agent_stdio()).into(),
             seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
             ..CreateContainerRequest::default()

@@ -3,9 +3,10 @@
 //! | property | in the guest |
 //! |---|---|
 //! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
-//! | `hooks`: prestart, poststart, poststop | stripped: they configure the host |
+//! | `hooks`: poststop | stripped for the guest, and run by the shim: [`crate::hooks`] |
+//! | `hooks`: prestart, poststart | stripped: they configure the host |
 //! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
-//! | `mounts` that bind host paths | volumes, but /etc/hostname, /etc/hosts and /etc/resolv.conf, which are stripped, and /dev/shm, which becomes a tmpfs |
+//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs; a relative source is a file of the bundle: [`super::files`] |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
 //! | `linux.namespaces`: network | stripped: the shim joins the guest to it, and all containers of the pod are in the guest's own. Without one, refused: [`super::network`] |
@@ -18,6 +19,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hull_protocol::agent::FILE_MOUNT;
 use oci_spec::runtime::{
     Hooks, Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
@@ -25,10 +27,9 @@ use oci_spec::runtime::{
 use super::SpecError;
 use super::volumes::{self, Volume};
 
-/// Files that engines bind into every container; they speak of the host's network, and the VM has none of it.
-const ENGINE_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 const SHM: &str = "/dev/shm";
-const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+const GUEST_FILE_SYSTEMS: [&str; 8] =
+    ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", FILE_MOUNT];
 
 /// Translates a container's spec in place. What it uses of the host's files is returned.
 pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
@@ -44,10 +45,8 @@ pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
     }
     let mounts = spec.mounts().clone().unwrap_or_default();
     let mut volumes = Vec::new();
-    let mounts: Vec<Mount> = mounts
-        .into_iter()
-        .filter_map(|mount| translate_mount(mount, &mut volumes).transpose())
-        .collect::<Result<_, _>>()?;
+    let mounts: Vec<Mount> =
+        mounts.into_iter().map(|mount| translate_mount(mount, &mut volumes)).collect::<Result<_, _>>()?;
     spec.set_mounts(Some(mounts));
     linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id)?;
     Ok(volumes)
@@ -86,8 +85,7 @@ pub fn resources(resources: &mut LinuxResources) {
 fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     // The deprecated prestart hooks are still what docker writes.
     #[allow(deprecated)]
-    let stripped =
-        [("prestart", hooks.prestart()), ("poststart", hooks.poststart()), ("poststop", hooks.poststop())];
+    let stripped = [("prestart", hooks.prestart()), ("poststart", hooks.poststart())];
     let refused = [
         ("createRuntime", hooks.create_runtime()),
         ("createContainer", hooks.create_container()),
@@ -108,14 +106,14 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Option<Mount>, SpecError> {
+fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
     let options = mount.options().as_deref().unwrap_or_default();
     let binds = options.iter().any(|option| option == "bind" || option == "rbind");
     let kind = mount.typ().as_deref().unwrap_or_default();
     let destination = mount.destination();
     if !binds && kind != "bind" && kind != "rbind" {
         return if GUEST_FILE_SYSTEMS.contains(&kind) {
-            Ok(Some(mount))
+            Ok(mount)
         } else {
             Err(SpecError::Unsupported(format!(
                 "the mount of type {kind:?} at {} is not supported",
@@ -123,18 +121,14 @@ fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Option
             )))
         };
     }
-    if ENGINE_FILES.iter().any(|file| destination == Path::new(file)) {
-        log::info!("the host's {} is left out: the VM has its own", destination.display());
-        return Ok(None);
-    }
     if destination == Path::new(SHM) {
         mount.set_typ(Some("tmpfs".to_owned()));
         mount.set_source(Some(PathBuf::from("shm")));
         let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
         mount.set_options(Some(options.map(str::to_owned).into()));
-        return Ok(Some(mount));
+        return Ok(mount);
     }
-    Ok(Some(volumes::of_bind(mount, volumes)?))
+    volumes::of_bind(mount, volumes)
 }
 
 fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
@@ -214,7 +208,6 @@ mod tests {
     fn host_mounts_are_named() {
         let mut spec = base();
         spec["mounts"] = json!([
-            {"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["rbind"]},
             {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["rbind"]}
         ]);
         let mounts = translated(spec.clone()).unwrap()["mounts"].clone();
