@@ -35,6 +35,7 @@ fn request<'a>(image: &'a ImageConfiguration, command: &'a [String]) -> Containe
         shm_size: Bytes(64 << 20),
         tmpfs: &[],
         network: None,
+        files: &[],
         binds: &[],
         rlimits: &[],
         capabilities: CapabilitySet::resolve(&[], &[]).unwrap(),
