@@ -100,6 +100,7 @@ fn files_come_with_the_request() {
         let mounts = with_files["mounts"].as_array_mut().unwrap();
         mounts.push(json!({"destination": "/etc/hosts", "type": "hull-file", "source": "hosts"}));
         mounts.push(json!({"destination": "/etc/resolv.conf", "type": "hull-file", "source": "dns", "options": ["ro"]}));
+        std::os::unix::fs::symlink("../run/nowhere/x", guest.disk().join("etc/resolv.conf")).unwrap();
         let before = guest.footprint();
         let mut request = guest.create_request("c", &with_files, [false, true, true], Some(16 << 20));
         let file = |name: &str, content: &str| api::File {

@@ -141,7 +141,15 @@ fn mount_point(root: &OwnedFd, steps: &[CString], kind: libc::mode_t) -> nix::Re
     match open() {
         Err(Errno::ENOENT) => {
             let parent = directory(root, parents, Resolve::InRoot)?;
-            path::make_node(parent.as_fd(), base_name(step), libc::S_IFREG | 0o644, 0)?;
+            let make = || path::make_node(parent.as_fd(), base_name(step), libc::S_IFREG | 0o644, 0);
+            match make() {
+                // A link to nowhere, as images have it for /etc/resolv.conf: the mount takes its place.
+                Err(Errno::EEXIST) => {
+                    nix::unistd::unlinkat(&parent, base_name(step), nix::unistd::UnlinkatFlags::NoRemoveDir)?;
+                    make()?;
+                }
+                made => made?,
+            }
             open()
         }
         opened => opened,

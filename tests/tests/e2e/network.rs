@@ -70,7 +70,7 @@ fn containers_the_host_and_each_other() {
     let busybox_image = image("busybox");
     let said =
         hull.ok(busybox(&["--add-host", &host, "-h", "box", "--dns", "192.0.2.53"], &busybox_image, &script));
-    let wanted = "hello from web\nhello from web\n1500\n1\nbox\n1\nnameserver 192.0.2.53\npong\n";
+    let wanted = "hello from web\nhello from web\n1500\n1\nbox\n2\nnameserver 192.0.2.53\npong\n";
     assert_eq!(said, wanted);
     hull.ok(["rm", "-f", &web]);
     assert!(get("127.0.0.1:18080").is_err(), "the port is free again");
