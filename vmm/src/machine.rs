@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hull_protocol::vmm::{ExitReason, Unplug, VmStats};
+use hull_protocol::vmm::{ExitReason, STATS_VERSION, Unplug, VmStats};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -212,6 +212,8 @@ impl Machine {
     /// Counters since the start.
     pub fn stats(&self) -> VmStats {
         let mut stats = VmStats {
+            version: STATS_VERSION,
+            ram_bytes: self.ram.bytes(),
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
             hotplug: self.hotplug.as_ref().map(MemControl::stats),
             balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
@@ -223,10 +225,7 @@ impl Machine {
             vcpu.counters().add_to(&mut stats.exits);
         }
         self.devices.for_each(|_, device| {
-            let counters = device.counters();
-            stats.notifications.insert(device.name().to_owned(), counters.notifications);
-            stats.interrupts.insert(device.name().to_owned(), counters.interrupts);
-            stats.host_errors.insert(device.name().to_owned(), counters.host_errors);
+            stats.devices.insert(device.name().to_owned(), device.counters());
         });
         stats
     }

@@ -17,7 +17,7 @@ use crate::jail::seccomp::Filter;
 /// Its name.
 pub const NAME: &str = "fs";
 
-/// How long a new device waits for the thread to let go of the one before.
+/// How long a device that goes waits for the thread to let go of it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A handle on the thread, which ends when this is dropped, after the device that it is at.
@@ -41,7 +41,7 @@ enum Work {
     Given(Arc<Shared>, Box<Session>),
     /// A device.
     Serving,
-    /// A device that is gone, which the thread has yet to see.
+    /// A device that is gone, which the thread has yet to see: it hangs, if this lasts.
     Leaving,
     /// The thread has ended, or is to end.
     Ended,
@@ -64,9 +64,7 @@ impl FileThread {
 
     /// Has the thread serve a device until the lease is dropped. It serves one at a time.
     pub(super) fn serve(&self, device: Arc<Shared>, session: Session) -> Result<Lease, FsError> {
-        let leaving = |work: &mut Work| matches!(work, Work::Leaving);
-        let waited = self.desk.changed.wait_timeout_while(self.desk.lock(), PATIENCE, leaving);
-        let mut work = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut work = self.desk.lock();
         match *work {
             Work::Idle => *work = Work::Given(device, Box::new(session)),
             Work::Given(..) | Work::Serving => return Err(FsError::Second),
@@ -87,6 +85,7 @@ impl Drop for FileThread {
 }
 
 impl Drop for Lease {
+    /// The session is dropped when this returns, unless the thread hangs.
     fn drop(&mut self) {
         let mut work = self.desk.lock();
         *work = match std::mem::replace(&mut *work, Work::Idle) {
@@ -94,8 +93,9 @@ impl Drop for Lease {
             Work::Serving => Work::Leaving,
             work @ (Work::Idle | Work::Leaving | Work::Ended) => work,
         };
-        drop(work);
         self.desk.changed.notify_all();
+        let leaving = |work: &mut Work| matches!(work, Work::Leaving);
+        drop(self.desk.changed.wait_timeout_while(work, PATIENCE, leaving));
     }
 }
 
