@@ -117,7 +117,7 @@ impl Error {
             | Self::Cancelled
             | Self::ForeignUsers(_)
             | Self::ShuttingDown
-            | Self::Launch(LaunchError::ContainerEnded)
+            | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_))
             | Self::Rootfs(RootfsError::NoDisk(_))
             | Self::Slot(SlotError::Unfit { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)

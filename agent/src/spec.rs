@@ -6,6 +6,7 @@
 mod capabilities;
 mod config;
 mod devices;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
@@ -22,6 +23,7 @@ mod tests;
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
+pub use hooks::Hook;
 pub use mounts::{Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};
 pub use process::{Console, ProcessSpec, Rlimit};

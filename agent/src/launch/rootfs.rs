@@ -102,6 +102,7 @@ pub fn build(plan: &mut InitPlan<'_>, base: &Base) -> Result<Option<OwnedFd>, Fa
         let attr = MountAttr { set: mount::ATTR_RDONLY, ..MountAttr::default() };
         mount::set_attributes(root.as_fd(), Depth::One, &attr).map_err(at(Step::Root, 0))?;
     }
+    plan.hooks.before_pivot(plan.process.proc, plan.null)?;
     mount::pivot_into(root.as_fd()).map_err(at(Step::Pivot, 0))?;
     mount::mount(c"none", c"/", None, spec.propagation).map_err(at(Step::Pivot, 0))?;
     Ok(slave)

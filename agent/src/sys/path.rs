@@ -169,6 +169,28 @@ pub fn write_control(fd: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()> {
     if usize::try_from(written) == Ok(data.len()) { Ok(()) } else { Err(Errno::EIO) }
 }
 
+/// memfd_create(2): a file without a name, closed at exec.
+pub fn memory_file(name: &CStr) -> nix::Result<OwnedFd> {
+    // SAFETY: a NUL-terminated name.
+    owned(libc::c_long::from(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }))
+}
+
+/// lseek(2) to the beginning.
+pub fn rewind(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: integers.
+    check(unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_SET) })?;
+    Ok(())
+}
+
+/// readlinkat(2): the length of the target, of which `buffer` gets as much as fits.
+pub fn read_link(directory: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: a NUL-terminated name; the buffer and its length belong together.
+    let length = check(unsafe {
+        libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+    } as libc::c_long)?;
+    usize::try_from(length).map_err(|_| Errno::EINVAL)
+}
+
 /// The magic number of the file system that `fd` is on (statfs(2)).
 pub fn filesystem_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     // SAFETY: all-zero bytes are a valid `statfs`, which the kernel then fills.
