@@ -5,6 +5,7 @@
 
 mod channel;
 mod child;
+mod copy_up;
 mod credentials;
 mod hooks;
 mod keeper;

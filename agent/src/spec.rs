@@ -24,7 +24,7 @@ pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
 pub use hooks::Hook;
-pub use mounts::{Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
+pub use mounts::{Content, Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};

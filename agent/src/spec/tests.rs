@@ -93,7 +93,7 @@ fn what_cannot_be_honoured_is_an_error_that_names_the_field() {
         ("mounts", json!([{"destination": "/d", "type": "bind", "source": "/s"}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "source": "/s", "options": ["rbind"]}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "type": "nfs"}]), "mounts"),
-        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}]), "mounts"),
+        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["remount"]}]), "mounts"),
         ("ociVersion", json!("2.0.0"), "ociVersion"),
     ] {
         let error = parse(&with(pointer, value)).unwrap_err();
