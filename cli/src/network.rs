@@ -19,7 +19,7 @@ use hull_shim::record::Record;
 
 pub use cni::{Attachment, CniError, available};
 pub use files::FILES;
-pub use flags::{FlagError, Network, NetworkArgs, Port};
+pub use flags::{Network, NetworkArgs};
 
 use cni::Mapping;
 use files::Dns;
