@@ -91,6 +91,15 @@ pub struct Rootfs {
     files: CString,
 }
 
+/// Where a root file system is.
+#[derive(Clone, Copy, Debug)]
+pub struct RootfsPaths<'a> {
+    /// Its mount point.
+    pub root: &'a CStr,
+    /// The directory of the files that came with the request.
+    pub files: &'a CStr,
+}
+
 impl Rootfs {
     /// The place of container `id`; nothing is made yet.
     pub fn new(run: &Path, id: &str) -> Self {
@@ -100,14 +109,9 @@ impl Rootfs {
         Self { base, root, files }
     }
 
-    /// The mount point.
-    pub fn root(&self) -> &CStr {
-        &self.root
-    }
-
-    /// The directory of the files that came with the request.
-    pub fn files(&self) -> &CStr {
-        &self.files
+    /// Where it is.
+    pub fn paths(&self) -> RootfsPaths<'_> {
+        RootfsPaths { root: &self.root, files: &self.files }
     }
 
     /// Mounts what `request` says. After an error, [`Rootfs::remove`] undoes what was done.
