@@ -121,7 +121,13 @@ impl Error {
             | Self::Version { .. }
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
             | Self::Cgroup(CgroupError::Refused { .. } | CgroupError::BelowUsage { .. })
-            | Self::Rootfs(RootfsError::NoLower | RootfsError::Serial(_) | RootfsError::NoSize)
+            | Self::Rootfs(
+                RootfsError::NoLower
+                | RootfsError::Serial(_)
+                | RootfsError::NoSize
+                | RootfsError::Folder(_)
+                | RootfsError::Upper,
+            )
             | Self::Launch(LaunchError::Program(_))
             | Self::Pod(PodError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Spec(SpecError::Unsupported { .. })

@@ -4,6 +4,7 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod role;
 mod seccomp;
 mod shape;
 mod translate;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use role::Role;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
@@ -86,6 +88,14 @@ impl SpecError {
     }
 }
 
+/// `config.json` of a bundle, as it is.
+pub struct Document {
+    spec: Spec,
+    id: String,
+    /// What the container is to its pod.
+    pub role: Role,
+}
+
 /// A container's configuration, parsed and checked.
 #[derive(Clone, Debug)]
 pub struct ContainerConfig {
@@ -95,15 +105,13 @@ pub struct ContainerConfig {
     pub seccomp: Option<hull_seccomp::Filter>,
     /// What of the host's files it uses, in the order of their names in the guest.
     pub volumes: Vec<Volume>,
-    /// The VM it asks for.
-    pub shape: VmShape,
-    /// The pod's host name.
-    pub hostname: String,
+    /// The path of the root file system, absolute or below the bundle.
+    pub root: PathBuf,
     /// Who ends the pod.
     pub lifecycle: Lifecycle,
 }
 
-impl ContainerConfig {
+impl Document {
     /// Reads `config.json` of a bundle.
     pub fn read(bundle: &Path, id: &str) -> Result<Self, SpecError> {
         let path = bundle.join("config.json");
@@ -114,24 +122,38 @@ impl ContainerConfig {
         if bytes.len() as u64 > CONFIG_MAX {
             return Err(SpecError::TooLong(path));
         }
-        Self::parse(&bytes, id)
+        let malformed = |source| SpecError::Malformed { what: "config.json", source };
+        let spec: Spec = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let role = Role::of(spec.annotations().as_ref(), id)?;
+        Ok(Self { spec, id: id.to_owned(), role })
     }
 
-    fn parse(json: &[u8], id: &str) -> Result<Self, SpecError> {
-        let malformed = |source| SpecError::Malformed { what: "config.json", source };
-        let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
-        let shape = VmShape::of(&spec)?;
-        let lifecycle = shape::lifecycle(&spec)?;
-        let volumes = translate::container(&mut spec, id)?;
-        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
-        let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
+    /// The VM that it asks for.
+    pub fn shape(&self) -> Result<VmShape, SpecError> {
+        VmShape::of(&self.spec, &self.role)
+    }
+
+    /// The pod's host name.
+    pub fn hostname(&self) -> String {
+        let mut hostname = self.spec.hostname().clone().unwrap_or_else(|| self.id.clone());
         if hostname.len() > HOSTNAME_MAX {
             let end =
                 (0..=HOSTNAME_MAX).rev().find(|&end| hostname.is_char_boundary(end)).unwrap_or_default();
             hostname.truncate(end);
         }
+        hostname
+    }
+
+    /// The container in the guest. `sandbox` is the process id that stands for the pod's sandbox on the host.
+    pub fn translate(self, sandbox: Option<u32>) -> Result<ContainerConfig, SpecError> {
+        let Self { mut spec, id, .. } = self;
+        let lifecycle = shape::lifecycle(&spec)?;
+        let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
+        let volumes = translate::container(&mut spec, &id, sandbox)?;
+        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
+        let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(Self { guest_spec, seccomp, volumes, shape, hostname, lifecycle })
+        Ok(ContainerConfig { guest_spec, seccomp, volumes, root, lifecycle })
     }
 }
 

@@ -55,9 +55,10 @@ pub async fn run(
     let steps = async {
         cgroup.apply(&spec.limits)?;
         cgroup.limit_devices(&spec.device_rules)?;
-        rootfs.mount(&environment.disks, &environment.children, request).await?;
+        let Environment { disks, volumes, children, .. } = environment;
+        rootfs.mount(disks, volumes, children, request).await?;
         if spec.uses_volumes() {
-            environment.volumes.mount(&environment.children).await.map_err(RootfsError::Work)?;
+            volumes.mount(children).await.map_err(RootfsError::Work)?;
         }
         let (stdio, child) = Prepared::new(expected, spec.process.console, &environment.null)
             .map_err(Error::system("make pipes"))?;

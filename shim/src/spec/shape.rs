@@ -1,10 +1,11 @@
-//! How large a VM a container asks for: by annotation, else from its limits, else the default.
+//! How large a VM a container asks for: by annotation, else from its limits, else the default. A sandbox's limits are those
+//! of its pod, which containerd's CRI plugin writes as annotations.
 
 use std::str::FromStr;
 
 use oci_spec::runtime::Spec;
 
-use super::SpecError;
+use super::{Role, SpecError};
 use crate::record::{Lifecycle, annotation};
 
 const DEFAULT_MEMORY_MIB: u32 = 512;
@@ -13,6 +14,9 @@ const OVERHEAD_MIB: u32 = 128;
 const MEMORY_MIB_MIN: u32 = 64;
 const MEMORY_MIB_MAX: u32 = 1 << 20;
 const VCPUS_MAX: u8 = 32;
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
 /// The size of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,27 +29,23 @@ pub struct VmShape {
 
 impl VmShape {
     /// The VM for a container.
-    pub fn of(spec: &Spec) -> Result<Self, SpecError> {
+    pub fn of(spec: &Spec, role: &Role) -> Result<Self, SpecError> {
+        let limits = if *role == Role::Sandbox { Limits::of_pod(spec) } else { Limits::of_container(spec) };
         let memory_mib = match annotation(spec, annotation::MEMORY_MIB) {
             Some(value) => {
                 parse(annotation::MEMORY_MIB, value, "a number of MiB from 64 to 1048576", |mib: &u32| {
                     (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(mib)
                 })?
             }
-            None => memory_from_limit(spec),
+            None => limits.memory_mib(),
         };
         let vcpus = match annotation(spec, annotation::VCPUS) {
             Some(value) => parse(annotation::VCPUS, value, "a number from 1 to 32", |count: &u8| {
                 (1..=VCPUS_MAX).contains(count)
             })?,
-            None => vcpus_from_quota(spec),
+            None => limits.vcpus(),
         };
         Ok(Self { vcpus, memory_mib })
-    }
-
-    /// The most that a writable layer in memory may take.
-    pub fn tmpfs_bytes(self) -> u64 {
-        u64::from(self.memory_mib) * (1 << 20) / 2
     }
 }
 
@@ -73,29 +73,51 @@ fn parse<T: FromStr>(
     })
 }
 
-fn memory_from_limit(spec: &Spec) -> u32 {
-    let limit = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref()?.memory().as_ref()?.limit())
-        .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|&limit| limit > 0);
-    match limit {
-        Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
-            .unwrap_or(MEMORY_MIB_MAX)
-            .saturating_add(OVERHEAD_MIB)
-            .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
-        None => DEFAULT_MEMORY_MIB,
-    }
+/// What bounds the use of the host; what is absent is not bounded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    memory_bytes: Option<u64>,
+    cpu_quota: Option<u64>,
+    cpu_period: Option<u64>,
 }
 
-fn vcpus_from_quota(spec: &Spec) -> u8 {
-    let quota = spec.linux().as_ref().and_then(|linux| {
-        let cpu = linux.resources().as_ref()?.cpu().as_ref()?;
-        let quota = u64::try_from(cpu.quota()?).ok()?;
-        Some(quota.div_ceil(cpu.period().filter(|&period| period > 0).unwrap_or(100_000)))
-    });
-    u8::try_from(quota.unwrap_or(1)).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX)
+impl Limits {
+    fn of_container(spec: &Spec) -> Self {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        let positive = |value: Option<i64>| u64::try_from(value?).ok().filter(|&value| value > 0);
+        Self {
+            memory_bytes: positive(memory),
+            cpu_quota: positive(cpu.and_then(|cpu| cpu.quota())),
+            cpu_period: cpu.and_then(|cpu| cpu.period()).filter(|&period| period > 0),
+        }
+    }
+
+    fn of_pod(spec: &Spec) -> Self {
+        // What is no positive number bounds nothing: -1 and 0 are written for that.
+        let number = |name| annotation(spec, name)?.parse::<u64>().ok().filter(|&value| value > 0);
+        Self {
+            memory_bytes: number(POD_MEMORY),
+            cpu_quota: number(POD_QUOTA),
+            cpu_period: number(POD_PERIOD),
+        }
+    }
+
+    fn memory_mib(self) -> u32 {
+        match self.memory_bytes {
+            Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
+                .unwrap_or(MEMORY_MIB_MAX)
+                .saturating_add(OVERHEAD_MIB)
+                .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
+            None => DEFAULT_MEMORY_MIB,
+        }
+    }
+
+    fn vcpus(self) -> u8 {
+        let wanted = self.cpu_quota.map_or(1, |quota| quota.div_ceil(self.cpu_period.unwrap_or(100_000)));
+        u8::try_from(wanted).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX)
+    }
 }
 
 #[cfg(test)]
@@ -109,15 +131,30 @@ mod tests {
     #[test]
     fn limits_size_the_vm() {
         let plain = spec(r#"{"ociVersion":"1.0.2"}"#);
-        assert_eq!(VmShape::of(&plain).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(VmShape::of(&plain, &Role::Alone).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
         let limited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}}}"#,
         );
-        assert_eq!(VmShape::of(&limited).unwrap(), VmShape { vcpus: 2, memory_mib: 385 });
+        assert_eq!(VmShape::of(&limited, &Role::Alone).unwrap(), VmShape { vcpus: 2, memory_mib: 385 });
         let unlimited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}}}"#,
         );
-        assert_eq!(VmShape::of(&unlimited).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(VmShape::of(&unlimited, &Role::Alone).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+    }
+
+    #[test]
+    fn a_sandbox_has_the_size_of_its_pod() {
+        let pod = spec(
+            r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":1}}},"annotations":{
+                "io.kubernetes.cri.sandbox-memory":"1073741824","io.kubernetes.cri.sandbox-cpu-quota":"250000",
+                "io.kubernetes.cri.sandbox-cpu-period":"100000"}}"#,
+        );
+        assert_eq!(VmShape::of(&pod, &Role::Sandbox).unwrap(), VmShape { vcpus: 3, memory_mib: 1152 });
+        let best_effort = spec(
+            r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-memory":"0",
+                "io.kubernetes.cri.sandbox-cpu-quota":"-1"}}"#,
+        );
+        assert_eq!(VmShape::of(&best_effort, &Role::Sandbox).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
     }
 
     #[test]
@@ -125,7 +162,7 @@ mod tests {
         let with = |name: &str, value: &str| {
             spec(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{name}":"{value}"}}}}"#))
         };
-        assert_eq!(VmShape::of(&with("dev.hull.vm.vcpus", "3")).unwrap().vcpus, 3);
+        assert_eq!(VmShape::of(&with("dev.hull.vm.vcpus", "3"), &Role::Sandbox).unwrap().vcpus, 3);
         assert_eq!(lifecycle(&with("dev.hull.lifecycle", "keep")).unwrap(), Lifecycle::Keep);
         for (name, value) in [
             ("dev.hull.vm.vcpus", "0"),
@@ -134,7 +171,7 @@ mod tests {
             ("dev.hull.vm.memory-mib", "1"),
             ("dev.hull.vm.memory-mib", "512m"),
         ] {
-            let error = VmShape::of(&with(name, value)).unwrap_err().to_string();
+            let error = VmShape::of(&with(name, value), &Role::Alone).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
         assert!(lifecycle(&with("dev.hull.lifecycle", "always")).is_err());

@@ -5,10 +5,11 @@
 //! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
 //! | `hooks`: prestart, poststart, poststop | stripped: they configure the host |
 //! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
-//! | `mounts` that bind host paths | volumes, but /etc/hostname, /etc/hosts and /etc/resolv.conf, which are stripped, and /dev/shm, which becomes a tmpfs |
+//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
 //! | `linux.namespaces`: network | stripped, with or without path: the VM is the boundary |
+//! | `linux.namespaces`: IPC and UTS of the pod's sandbox | namespaces of the container's own, which start as the pod's |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
 //! | `linux.devices` | character devices kept, block devices refused |
 //! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |
@@ -25,13 +26,12 @@ use oci_spec::runtime::{
 use super::SpecError;
 use super::volumes::{self, Volume};
 
-/// Files that engines bind into every container; they speak of the host's network, and the VM has none of it.
-const ENGINE_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 const SHM: &str = "/dev/shm";
 const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 
-/// Translates a container's spec in place. What it uses of the host's files is returned.
-pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
+/// Translates a container's spec in place. What it uses of the host's files is returned. `sandbox` is the process id that
+/// stands for the pod's sandbox, if there is one.
+pub fn container(spec: &mut Spec, id: &str, sandbox: Option<u32>) -> Result<Vec<Volume>, SpecError> {
     process(spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?)?;
     if let Some(root) = spec.root_mut() {
         root.set_path(PathBuf::from("rootfs"));
@@ -44,12 +44,10 @@ pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
     }
     let mounts = spec.mounts().clone().unwrap_or_default();
     let mut volumes = Vec::new();
-    let mounts: Vec<Mount> = mounts
-        .into_iter()
-        .filter_map(|mount| translate_mount(mount, &mut volumes).transpose())
-        .collect::<Result<_, _>>()?;
+    let mounts: Vec<Mount> =
+        mounts.into_iter().map(|mount| translate_mount(mount, id, &mut volumes)).collect::<Result<_, _>>()?;
     spec.set_mounts(Some(mounts));
-    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id)?;
+    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id, sandbox)?;
     Ok(volumes)
 }
 
@@ -108,14 +106,14 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Option<Mount>, SpecError> {
+fn translate_mount(mut mount: Mount, id: &str, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
     let options = mount.options().as_deref().unwrap_or_default();
     let binds = options.iter().any(|option| option == "bind" || option == "rbind");
     let kind = mount.typ().as_deref().unwrap_or_default();
     let destination = mount.destination();
     if !binds && kind != "bind" && kind != "rbind" {
         return if GUEST_FILE_SYSTEMS.contains(&kind) {
-            Ok(Some(mount))
+            Ok(mount)
         } else {
             Err(SpecError::Unsupported(format!(
                 "the mount of type {kind:?} at {} is not supported",
@@ -123,21 +121,17 @@ fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Option
             )))
         };
     }
-    if ENGINE_FILES.iter().any(|file| destination == Path::new(file)) {
-        log::info!("the host's {} is left out: the VM has its own", destination.display());
-        return Ok(None);
-    }
     if destination == Path::new(SHM) {
         mount.set_typ(Some("tmpfs".to_owned()));
         mount.set_source(Some(PathBuf::from("shm")));
         let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
         mount.set_options(Some(options.map(str::to_owned).into()));
-        return Ok(Some(mount));
+        return Ok(mount);
     }
-    Ok(Some(volumes::of_bind(mount, volumes)?))
+    volumes::of_bind(mount, id, volumes)
 }
 
-fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
+fn linux(linux: &mut Linux, id: &str, sandbox: Option<u32>) -> Result<(), SpecError> {
     linux.set_cgroups_path(Some(Path::new("/").join(id)));
     linux.set_mount_label(None);
     linux.set_intel_rdt(None);
@@ -148,11 +142,21 @@ fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
     }
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
-    if let Some(foreign) = namespaces.iter().find(|namespace| namespace.path().is_some()) {
-        return Err(SpecError::Unsupported(format!(
-            "joining the {} namespace of another container is not supported yet: every container has a VM of its own",
-            foreign.typ()
-        )));
+    for namespace in &mut namespaces {
+        let Some(path) = namespace.path() else { continue };
+        let kind = match namespace.typ() {
+            LinuxNamespaceType::Ipc => "ipc",
+            LinuxNamespaceType::Uts => "uts",
+            _ => "",
+        };
+        if sandbox.is_none_or(|pid| *path != Path::new(&format!("/proc/{pid}/ns/{kind}"))) {
+            return Err(SpecError::Unsupported(format!(
+                "joining the {} namespace {} is not supported yet",
+                namespace.typ(),
+                path.display()
+            )));
+        }
+        namespace.set_path(None);
     }
     linux.set_namespaces(Some(namespaces));
     let devices = linux.devices().as_deref().unwrap_or_default();
@@ -191,8 +195,12 @@ mod tests {
     }
 
     fn translated(spec: Value) -> Result<Value, SpecError> {
+        in_pod(spec, None)
+    }
+
+    fn in_pod(spec: Value, sandbox: Option<u32>) -> Result<Value, SpecError> {
         let mut spec: Spec = serde_json::from_value(spec).unwrap();
-        container(&mut spec, "web")?;
+        container(&mut spec, "web", sandbox)?;
         Ok(serde_json::to_value(&spec).unwrap())
     }
 
@@ -218,8 +226,8 @@ mod tests {
             {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["rbind"]}
         ]);
         let mounts = translated(spec.clone()).unwrap()["mounts"].clone();
-        assert_eq!(mounts.as_array().unwrap().len(), 1);
-        assert_eq!(mounts[0]["type"], "tmpfs");
+        assert_eq!(mounts[0]["source"], "web.0");
+        assert_eq!(mounts[1]["type"], "tmpfs");
 
         for mount in [
             json!({"destination": "/data", "type": "bind", "source": "relative"}),
@@ -241,18 +249,20 @@ mod tests {
             {"destination": "/b", "type": "bind", "source": "/srv/b", "options": ["nosuid"]}
         ]);
         let mut parsed: Spec = serde_json::from_value(spec).unwrap();
-        let volumes = container(&mut parsed, "web").unwrap();
+        let volumes = container(&mut parsed, "web", None).unwrap();
         let volume =
             |name: &str, source: &str, access| Volume { name: name.into(), source: source.into(), access };
-        let wanted =
-            [volume("0", "/srv/a", VolumeAccess::ReadOnly), volume("1", "/srv/b", VolumeAccess::ReadWrite)];
+        let wanted = [
+            volume("web.0", "/srv/a", VolumeAccess::ReadOnly),
+            volume("web.1", "/srv/b", VolumeAccess::ReadWrite),
+        ];
         assert_eq!(volumes, wanted);
         let mounts = serde_json::to_value(parsed.mounts()).unwrap();
         assert_eq!(
             mounts[0],
-            json!({"destination": "/a", "type": "hull-volume", "source": "0", "options": ["ro", "rprivate"]})
+            json!({"destination": "/a", "type": "hull-volume", "source": "web.0", "options": ["ro", "rprivate"]})
         );
-        assert_eq!(mounts[1]["source"], "1");
+        assert_eq!(mounts[1]["source"], "web.1");
     }
 
     #[test]
@@ -268,7 +278,11 @@ mod tests {
     fn namespaces_of_others_are_refused() {
         let mut spec = base();
         spec["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}]);
-        assert!(translated(spec).unwrap_err().to_string().contains("ipc"));
+        assert!(translated(spec.clone()).unwrap_err().to_string().contains("/proc/7/ns/ipc"));
+        assert!(in_pod(spec.clone(), Some(8)).is_err(), "another process than the sandbox");
+        assert_eq!(in_pod(spec.clone(), Some(7)).unwrap()["linux"]["namespaces"], json!([{"type": "ipc"}]));
+        spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/7/ns/pid"}]);
+        assert!(in_pod(spec, Some(7)).unwrap_err().to_string().contains("pid"));
     }
 
     #[test]

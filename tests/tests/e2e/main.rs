@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod confined;
+mod containerd;
 mod detached;
 mod exits;
 mod images;
