@@ -6,6 +6,7 @@
 mod channel;
 mod child;
 mod credentials;
+mod keeper;
 mod look_up;
 mod rootfs;
 
@@ -18,12 +19,12 @@ use nix::errno::Errno;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::reap::Children;
-use crate::spec::{
-    CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Share, Source,
-};
+use crate::spec::{CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Source};
 use crate::sys::process::{self, Cloned, Ended};
 
 use channel::{AgentEnd, Failure, Message, Step};
+
+pub use keeper::Keeper;
 
 /// Why a process does not run.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +86,10 @@ struct ProcessPlan<'a> {
 struct InitPlan<'a> {
     process: ProcessPlan<'a>,
     spec: &'a ContainerSpec,
+    joined: &'a Joined,
     root: &'a CStr,
     volumes: &'a CStr,
+    shared: &'a CStr,
     cwd: Option<MountPoint>,
     mask_file: &'a CStr,
     mask_directory: &'a CStr,
@@ -95,7 +98,8 @@ struct InitPlan<'a> {
 struct ExecPlan<'a> {
     process: ProcessPlan<'a>,
     container: BorrowedFd<'a>,
-    time: Share,
+    /// `CLONE_NEW*` of those that the process joins by itself.
+    namespaces: libc::c_int,
 }
 
 /// A list of pointers as execve(2) takes it.
@@ -142,8 +146,16 @@ pub struct Launched {
     subjects: Subjects,
 }
 
+/// For each kind of namespace that a container takes over from somebody: a pidfd of a process that is in it.
+#[derive(Clone, Debug, Default)]
+pub struct Joined {
+    pub ipc: Option<Arc<OwnedFd>>,
+    pub uts: Option<Arc<OwnedFd>>,
+    pub pid: Option<Arc<OwnedFd>>,
+}
+
 /// What the numbers in a [`Failure`] refer to, for its message.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Subjects {
     program: String,
     cwd: String,
@@ -156,6 +168,7 @@ struct Subjects {
 pub fn init(
     environment: &Environment,
     spec: &ContainerSpec,
+    joined: &Joined,
     root: &CStr,
     cgroup: &Cgroup,
     stdio: &ChildStdio,
@@ -164,23 +177,25 @@ pub fn init(
     let plan = InitPlan {
         process: ProcessPlan::new(environment, &spec.process, spec, stdio, child_end.as_fd()),
         spec,
+        joined,
         root,
         volumes: environment.volumes.directory(),
+        shared: environment.shared.directory(),
         cwd: MountPoint::of_directory(&spec.process.cwd),
         mask_file: &environment.mask_file,
         mask_directory: &environment.mask_directory,
     };
-    let own = |share, flag| if share == Share::Own { flag } else { 0 };
-    let namespaces = libc::CLONE_NEWPID
-        | libc::CLONE_NEWNS
-        | own(spec.uts, libc::CLONE_NEWUTS)
-        | own(spec.ipc, libc::CLONE_NEWIPC)
-        | own(spec.network, libc::CLONE_NEWNET);
-    assert_single_threaded();
-    // SAFETY: `child::init` never returns, and the agent has one thread.
-    let cloned = unsafe { process::clone(namespaces, Some(cgroup.directory())) };
+    let from = &spec.namespaces;
+    let namespaces = libc::CLONE_NEWNS
+        | from.pid.clone_flag(libc::CLONE_NEWPID)
+        | from.uts.clone_flag(libc::CLONE_NEWUTS)
+        | from.ipc.clone_flag(libc::CLONE_NEWIPC)
+        | from.network.clone_flag(libc::CLONE_NEWNET);
+    let pid_namespace = joined.pid.as_ref().map(|pidfd| pidfd.as_fd());
+    // SAFETY: `child::init` never returns.
+    let cloned = unsafe { clone_into(environment, pid_namespace, namespaces, cgroup) };
     let subjects = Subjects::new(&spec.process, Some(spec.clone()));
-    match cloned.map_err(LaunchError::agent("clone the init process"))? {
+    match cloned? {
         Cloned::Child => child::init(&plan),
         Cloned::Parent(pid, pidfd) => Launched::new(&environment.children, pid, pidfd, agent_end, subjects),
     }
@@ -197,30 +212,57 @@ pub fn exec(
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
     let process = ProcessPlan::new(environment, spec, container_spec, stdio, child_end.as_fd());
-    let time = if container_spec.time.is_some() { Share::Own } else { Share::Pod };
-    let plan = ExecPlan { process, container, time };
-    let own_pids = crate::sys::path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
+    let time = if container_spec.time.is_some() { libc::CLONE_NEWTIME } else { 0 };
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP
+        | time;
+    let plan = ExecPlan { process, container, namespaces };
+    // SAFETY: `child::exec` never returns.
+    match unsafe { clone_into(environment, Some(container), 0, cgroup) }? {
+        Cloned::Child => child::exec(&plan),
+        Cloned::Parent(pid, pidfd) => {
+            Launched::new(&environment.children, pid, pidfd, agent_end, Subjects::new(spec, None))
+        }
+    }
+}
+
+/// Clones a process into a cgroup, new namespaces, and the pid namespace of the process behind `pid_namespace`, if there is one.
+///
+/// # Safety
+/// As of [`process::clone`]: the child must not return from the function that called this.
+unsafe fn clone_into(
+    environment: &Environment,
+    pid_namespace: Option<BorrowedFd<'_>>,
+    flags: libc::c_int,
+    cgroup: &Cgroup,
+) -> Result<Cloned, LaunchError> {
+    assert_single_threaded();
+    let Some(other) = pid_namespace else {
+        // SAFETY: the caller's promise, and the agent has one thread.
+        return unsafe { process::clone(flags, Some(cgroup.directory())) }
+            .map_err(LaunchError::agent("clone the init process"));
+    };
+    let own = crate::sys::path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
         .map_err(LaunchError::agent("open the agent's pid namespace"))?;
     // Changes where children are born, not where the agent is. Nothing else can run before it is changed back below.
-    process::join_namespaces(container, libc::CLONE_NEWPID).map_err(|_| LaunchError::ContainerEnded)?;
-    assert_single_threaded();
-    // SAFETY: `child::exec` never returns, and the agent has one thread.
-    let cloned = unsafe { process::clone(0, Some(cgroup.directory())) };
+    process::join_namespaces(other, libc::CLONE_NEWPID).map_err(|_| LaunchError::ContainerEnded)?;
+    // SAFETY: the caller's promise, and the agent has one thread. The child leaves this function with a copy of `own` to close.
+    let cloned = unsafe { process::clone(flags, Some(cgroup.directory())) };
     if let Ok(Cloned::Child) = cloned {
-        child::exec(&plan)
+        return Ok(Cloned::Child);
     }
-    if let Err(error) = process::join_namespaces(own_pids.as_fd(), libc::CLONE_NEWPID) {
+    if let Err(error) = process::join_namespaces(own.as_fd(), libc::CLONE_NEWPID) {
         // Every later child would be born in the wrong container.
         log::error!("cannot return to the agent's pid namespace: {error}");
         std::process::abort();
     }
     match cloned {
-        Ok(Cloned::Parent(pid, pidfd)) => {
-            Launched::new(&environment.children, pid, pidfd, agent_end, Subjects::new(spec, None))
-        }
         // What the kernel says when the namespace's init is gone.
-        Err(Errno::ENOMEM) | Ok(Cloned::Child) => Err(LaunchError::ContainerEnded),
-        Err(error) => Err(LaunchError::agent("clone a process into the container")(error)),
+        Err(Errno::ENOMEM) => Err(LaunchError::ContainerEnded),
+        cloned => cloned.map_err(LaunchError::agent("clone a process into a pid namespace")),
     }
 }
 
@@ -352,6 +394,7 @@ impl Subjects {
                 let what = match &mount.source {
                     Source::New(filesystem) => filesystem.kind.to_string_lossy(),
                     Source::Volume(name) => name.to_string_lossy(),
+                    Source::Shared(shared) => shared.name.to_string_lossy(),
                 };
                 format!("{} ({what})", path(mount.target.path()))
             }

@@ -25,12 +25,12 @@ pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
 pub use broker::{Broker, BrokerError, Export};
 pub use hotplug::{Attachments, PlugError};
-pub use jail::JailVariableError;
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, OpenRootfs, RootfsError, RootfsNames, RootfsPlan};
 pub use usage::usage_of;
 pub use vm::{Booting, PowerOff, StartError, Vm, VmSpec};
 
+use crate::config::Config;
 use crate::container::{Container, Ending, Kind, vm_died};
 use crate::error::TaskError;
 use crate::events::{Event, Events};
@@ -99,6 +99,7 @@ pub enum PodState {
 
 /// A pod.
 pub struct Pod {
+    config: Config,
     events: Mutex<Events>,
     sockets: PodSockets,
     table: Mutex<BTreeMap<String, Slot>>,
@@ -108,8 +109,9 @@ pub struct Pod {
 
 impl Pod {
     /// A pod without containers.
-    pub fn new(sockets: PodSockets, events: Events) -> Self {
+    pub fn new(config: Config, sockets: PodSockets, events: Events) -> Self {
         Self {
+            config,
             events: Mutex::new(events),
             sockets,
             table: Mutex::default(),

@@ -4,6 +4,7 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod namespaces;
 mod role;
 mod seccomp;
 mod shape;
@@ -13,14 +14,17 @@ mod volumes;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use hull_protocol::agent::api::agent::Namespaces;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use namespaces::Issued;
 pub use role::Role;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
-use crate::record::Lifecycle;
+use crate::config::{Config, FILE};
+use crate::record::{Lifecycle, annotation};
 
 /// The longest config.json, in bytes; it must fit in one message to the agent.
 const CONFIG_MAX: u64 = 2 << 20;
@@ -63,6 +67,9 @@ pub enum SpecError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// An annotation of ours that a pod's specification must not carry.
+    #[error("annotation {0} is not allowed: an administrator allows it by annotations.allow in {FILE}")]
+    NotAllowed(String),
     /// The seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] hull_seccomp::Error),
@@ -82,6 +89,7 @@ impl SpecError {
             | Self::Malformed { .. }
             | Self::Missing(_)
             | Self::Annotation { .. }
+            | Self::NotAllowed(_)
             | Self::TooLong(_) => Code::INVALID_ARGUMENT,
             Self::Read { .. } => Code::UNKNOWN,
         }
@@ -105,6 +113,8 @@ pub struct ContainerConfig {
     pub seccomp: Option<hull_seccomp::Filter>,
     /// What of the host's files it uses, in the order of their names in the guest.
     pub volumes: Vec<Volume>,
+    /// The namespaces that it joins.
+    pub namespaces: Namespaces,
     /// The path of the root file system, absolute or below the bundle.
     pub root: PathBuf,
     /// Who ends the pod.
@@ -129,8 +139,13 @@ impl Document {
     }
 
     /// The VM that it asks for.
-    pub fn shape(&self) -> Result<VmShape, SpecError> {
-        VmShape::of(&self.spec, &self.role)
+    pub fn shape(&self, config: &Config) -> Result<VmShape, SpecError> {
+        VmShape::of(&self.spec, &self.role, &config.vm)
+    }
+
+    /// Whether it asks for nothing that is the administrator's to choose.
+    pub fn check(&self, config: &Config) -> Result<(), SpecError> {
+        annotations_allowed(&self.spec, config)
     }
 
     /// The pod's host name.
@@ -144,17 +159,30 @@ impl Document {
         hostname
     }
 
-    /// The container in the guest. `sandbox` is the process id that stands for the pod's sandbox on the host.
-    pub fn translate(self, sandbox: Option<u32>) -> Result<ContainerConfig, SpecError> {
+    /// The container in the guest. `issued` are the numbers of the pod's containers, if it is in one.
+    pub fn translate(self, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
         let Self { mut spec, id, .. } = self;
         let lifecycle = shape::lifecycle(&spec)?;
         let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
-        let volumes = translate::container(&mut spec, &id, sandbox)?;
+        let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(ContainerConfig { guest_spec, seccomp, volumes, root, lifecycle })
+        Ok(ContainerConfig { guest_spec, seccomp, volumes, namespaces, root, lifecycle })
     }
+}
+
+/// Whoever may write a pod's specification is not the administrator: of Hull's annotations it may carry those on the
+/// administrator's list. Other clients of containerd, and `hull`, are the host's root.
+fn annotations_allowed(spec: &Spec, config: &Config) -> Result<(), SpecError> {
+    let Some(annotations) = spec.annotations() else { return Ok(()) };
+    if !annotations.contains_key(annotation::CRI_CONTAINER_TYPE) {
+        return Ok(());
+    }
+    let refused = annotations
+        .keys()
+        .find(|name| name.starts_with(annotation::PREFIX) && !config.allowed_annotations.contains(*name));
+    refused.map_or(Ok(()), |name| Err(SpecError::NotAllowed(name.clone())))
 }
 
 /// Translates the Process of an exec: JSON in, JSON out.
@@ -172,4 +200,29 @@ pub fn update_resources(json: &[u8]) -> Result<Vec<u8>, SpecError> {
     let mut resources: LinuxResources = serde_json::from_slice(json).map_err(malformed)?;
     translate::resources(&mut resources);
     serde_json::to_vec(&resources).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_specification_carries_only_what_the_administrator_allows() {
+        let spec = |annotations: &str| -> Spec {
+            serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{{annotations}}}}}"#))
+                .unwrap()
+        };
+        let by_cri =
+            spec(r#""io.kubernetes.cri.container-type":"sandbox","dev.hull.vm.vcpus":"8","other":"x""#);
+        let error = annotations_allowed(&by_cri, &Config::default()).unwrap_err();
+        assert!(matches!(&error, SpecError::NotAllowed(name) if name == "dev.hull.vm.vcpus"), "{error}");
+        assert_eq!(error.code(), Code::INVALID_ARGUMENT);
+        let allowing =
+            Config { allowed_annotations: [annotation::VCPUS.to_owned()].into(), ..Config::default() };
+        annotations_allowed(&by_cri, &allowing).unwrap();
+        // Life cycles are the host's business, whatever the list says; ctr and hull are the host's.
+        let lifecycle = spec(r#""io.kubernetes.cri.container-type":"container","dev.hull.lifecycle":"keep""#);
+        annotations_allowed(&lifecycle, &allowing).unwrap_err();
+        annotations_allowed(&spec(r#""dev.hull.vm.vcpus":"8""#), &Config::default()).unwrap();
+    }
 }

@@ -43,14 +43,41 @@ fn program(name: &str) -> PathBuf {
 impl Containerd {
     /// Starts one, with the smallest fixture in it.
     pub fn start() -> Self {
-        Self::with("")
+        Self::with(|_| String::new())
     }
 
-    /// Starts one with these further lines of configuration.
-    pub fn with(configuration: &str) -> Self {
+    /// Starts one whose CRI plugin has Hull among its runtimes, and networks of its own.
+    pub fn for_pods() -> Self {
+        // The folder of network namespaces becomes a mount of its own when it is first used.
+        for action in ["add", "del"] {
+            let netns = Command::new("ip").args(["netns", action, "hull-e2e"]).status().unwrap();
+            assert!(netns.success());
+        }
+        let runtime = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/containerd.toml");
+        let runtime = fs::read_to_string(runtime).unwrap();
+        Self::with(|folder| {
+            let place = folder.display();
+            let network = format!(
+                r#"{{"cniVersion": "0.4.0", "name": "hull-e2e", "plugins": [{{"type": "ptp", "ipam": {{
+                    "type": "host-local", "subnet": "192.0.2.0/24", "dataDir": "{place}/ipam"}}}}]}}"#
+            );
+            fs::create_dir(folder.join("cni")).unwrap();
+            fs::write(folder.join("cni/hull.conflist"), network).unwrap();
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n  \
+                 conf_dir = \"{place}/cni\"\n{runtime}",
+                busybox()
+            )
+        })
+    }
+
+    /// Starts one with further lines of configuration, which `prepare` makes, with what belongs to them in this folder.
+    fn with(prepare: impl FnOnce(&Path) -> String) -> Self {
         let folder = TempDir::with_prefix("hull-e2e-").unwrap();
         let before = Some(Snapshot::take(folder.path()));
         let place = folder.path().display();
+        let configuration = prepare(folder.path());
         let text = format!(
             "version = 2\nroot = \"{place}/root\"\nstate = \"{place}/state\"\n\
              [grpc]\n  address = \"{place}/containerd.sock\"\n[debug]\n  level = \"debug\"\n{configuration}"
@@ -151,6 +178,18 @@ impl Containerd {
         eventually(&format!("{id} is {status:?}"), || (self.status(id) == status).then_some(()));
     }
 
+    /// Deletes a task that has ended; its exit code.
+    #[track_caller]
+    pub fn exit_code(&self, id: &str) -> i32 {
+        let mut command = self.ctr(["task", "rm", id]);
+        let said = said(&finished(&mut command));
+        assert_eq!(said.code, 0, "{said:?}");
+        // ctr says it in a warning, and only if it is not 0.
+        said.err.rsplit_once("exit code ").map_or(0, |(_, rest)| {
+            rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+        })
+    }
+
     /// Ends a task that may still run, and forgets its container.
     pub fn remove(&self, id: &str) {
         if self.status(id) == "RUNNING" {
@@ -200,9 +239,11 @@ impl Containerd {
         assert_eq!(self.ok(["task", "ls", "-q"]), "");
         self.stop(Signal::SIGTERM);
         // Its own folders are containerd's business; the shim's are not.
-        for folder in ["root", "state"] {
-            unmount_below(&self.file(folder));
-            fs::remove_dir_all(self.file(folder)).unwrap();
+        assert_nothing_mounted(self.folder.path());
+        for folder in ["root", "state", "cni", "ipam"] {
+            if let Err(error) = fs::remove_dir_all(self.file(folder)) {
+                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{folder}: {error}");
+            }
         }
         for file in ["config.toml", "log"] {
             fs::remove_file(self.file(file)).unwrap();
@@ -214,14 +255,12 @@ impl Containerd {
     }
 }
 
-/// containerd unmounts its own when it starts again, not when it ends.
-fn unmount_below(folder: &Path) {
+#[track_caller]
+fn assert_nothing_mounted(folder: &Path) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    for mount in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-        if Path::new(mount).starts_with(folder) {
-            panic!("{mount} is still mounted");
-        }
-    }
+    let mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let left: Vec<&str> = mounts.filter(|mount| Path::new(mount).starts_with(folder)).collect();
+    assert!(left.is_empty(), "still mounted: {left:?}");
 }
 
 /// The image of the tests.

@@ -9,13 +9,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::create::{self, Created, Creation};
 use super::handle::{ProcessName, Registry, Reply, Request, Target};
-use super::process::{Exit, Process, State, now_nanos, supervise};
+use super::process::{Exit, Others, Process, State, now_nanos, supervise};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::launch::{self, LaunchError, Launched};
 use crate::rootfs::Rootfs;
-use crate::spec::{ContainerSpec, ProcessSpec};
+use crate::spec::{ContainerSpec, Origin, ProcessSpec};
 use crate::stdio::{Phase, Prepared};
 use crate::sys;
 
@@ -94,9 +94,10 @@ pub async fn run(
     let (cancel, cancelled) = oneshot::channel();
     let spec = Arc::new(spec);
     {
-        let (environment, spec, id, events) = (environment.clone(), spec.clone(), id.clone(), events.clone());
+        let (environment, registry, spec, id, events) =
+            (environment.clone(), registry.clone(), spec.clone(), id.clone(), events.clone());
         tokio::spawn(async move {
-            let result = create::run(&environment, &id, &spec, &rootfs, expected, cancelled).await;
+            let result = create::run(&environment, &registry, &id, &spec, &rootfs, expected, cancelled).await;
             report(&events, Event::Created(result.map(Box::new)));
         });
     }
@@ -184,6 +185,7 @@ impl Actor {
                 let result = self.process(&name).and_then(|process| process.attach(kind));
                 answer(reply, result);
             }
+            Request::Join { reply } => answer(reply, self.join()),
             Request::DeleteExec { id, reply } => answer(reply, self.delete_exec(&id)),
             Request::Delete { reply } => self.delete(reply),
             Request::Pause { reply } => self.pause(reply),
@@ -259,15 +261,16 @@ impl Actor {
         pidfd: Arc<OwnedFd>,
         streams: crate::stdio::Running,
     ) {
-        let process = match &name {
-            ProcessName::Init => &self.init,
-            ProcessName::Exec(id) => self.execs.get(id).unwrap_or(&self.init),
+        let (process, others) = match &name {
+            ProcessName::Init if self.spec.namespaces.pid == Origin::Own => (&self.init, Others::Stay),
+            ProcessName::Init => (&self.init, Others::Killed),
+            ProcessName::Exec(id) => (self.execs.get(id).unwrap_or(&self.init), Others::Stay),
         };
         let phase = process.phase.clone();
         let (children, cgroup, events) =
             (self.environment.children.clone(), cgroup.clone(), self.events.clone());
         tokio::spawn(async move {
-            let exit = supervise(children, cgroup, pid, pidfd, streams, phase).await;
+            let exit = supervise(children, cgroup, pid, pidfd, others, streams, phase).await;
             report(&events, Event::Exited(name, exit));
         });
     }
@@ -305,6 +308,17 @@ impl Actor {
             State::Exited => "the process has ended",
         };
         answer(reply, Err(Error::State { action: "start", state }));
+    }
+
+    /// For those who join its namespaces.
+    fn join(&self) -> Result<Arc<OwnedFd>, Error> {
+        let state = match &self.init.state {
+            State::Created(launched) => return Ok(launched.pidfd.clone()),
+            State::Running(_, pidfd) => return Ok(pidfd.clone()),
+            State::Creating | State::Prepared(..) => "the container is being created",
+            State::Exited => "the container has ended",
+        };
+        Err(Error::State { action: "join the container's namespaces", state })
     }
 
     fn create_exec(&mut self, id: String, spec: Box<ProcessSpec>, stdio: &api::Stdio) -> Result<(), Error> {
@@ -430,7 +444,7 @@ impl Actor {
                 }
             }
         }
-        // An exec cannot outlive the pid namespace's init, so this comes.
+        // No exec outlives init, so this comes.
         if self.execs.values().all(Process::is_over)
             && let Some(exit) = self.init_exit.take()
         {

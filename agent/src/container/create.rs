@@ -6,6 +6,8 @@ use std::time::Duration;
 use hull_protocol::agent::api::agent as api;
 use tokio::sync::oneshot;
 
+use super::handle::Registry;
+use super::join;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::error::Error;
@@ -43,6 +45,7 @@ pub struct Created {
 /// Creates a container, unless `cancel` fires first. After an error nothing is left of it.
 pub async fn run(
     environment: &Environment,
+    registry: &Registry,
     id: &str,
     spec: &ContainerSpec,
     request: &api::Rootfs,
@@ -60,9 +63,14 @@ pub async fn run(
         if spec.uses_volumes() {
             volumes.mount(children).await.map_err(RootfsError::Work)?;
         }
+        for tmpfs in spec.shared_tmpfs() {
+            let children = &environment.children;
+            environment.shared.mount(children, tmpfs).await.map_err(RootfsError::Work)?;
+        }
+        let joined = join::resolve(environment, registry, spec).await?;
         let (stdio, child) = Prepared::new(expected, spec.process.console, &environment.null)
             .map_err(Error::system("make pipes"))?;
-        let init = launched.insert(launch::init(environment, spec, rootfs.root(), &cgroup, &child)?);
+        let init = launched.insert(launch::init(environment, spec, &joined, rootfs.root(), &cgroup, &child)?);
         // Only the process may hold these open from now on, or its streams would never end.
         drop(child);
         Ok((stdio, init.ready(&environment.children).await?))

@@ -48,6 +48,7 @@ pub enum Request {
     Watch { name: ProcessName, reply: Reply<watch::Receiver<Option<Exit>>> },
     Resize { name: ProcessName, size: WindowSize, reply: Reply<()> },
     Attach { name: ProcessName, kind: StreamKind, reply: Reply<oneshot::Sender<Attachment>> },
+    Join { reply: Reply<Arc<std::os::fd::OwnedFd>> },
     DeleteExec { id: String, reply: Reply<()> },
     Delete { reply: Reply<()> },
     Pause { reply: Reply<()> },

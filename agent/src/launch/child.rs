@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::channel::{Failure, Step, at, child as channel};
 use super::{ExecPlan, InitPlan, ProcessPlan, credentials, rootfs};
-use crate::spec::{Console, Share};
+use crate::spec::{Console, Origin};
 use crate::sys::{path, process, socket, terminal};
 
 /// The kernel's number of the ptmx device.
@@ -34,19 +34,22 @@ fn run_init(plan: &InitPlan<'_>) -> Result<Infallible, Failure> {
     // Only now, in the container's cgroup, is that cgroup the root of a new namespace.
     process::unshare(libc::CLONE_NEWCGROUP).map_err(at(Step::CgroupNamespace, 0))?;
     let spec = plan.spec;
+    for (of, kind) in [(&plan.joined.ipc, libc::CLONE_NEWIPC), (&plan.joined.uts, libc::CLONE_NEWUTS)] {
+        if let Some(of) = of {
+            process::join_namespaces(of.as_fd(), kind).map_err(at(Step::JoinNamespaces, 0))?;
+        }
+    }
     if let Some(offsets) = &spec.time {
         enter_time_namespace(&plan.process, offsets).map_err(at(Step::TimeNamespace, 0))?;
     }
     let slave = rootfs::build(plan)?;
-    if spec.uts == Share::Own {
-        if let Some(name) = &spec.hostname {
-            process::set_hostname(name).map_err(at(Step::Hostname, 0))?;
-        }
-        if let Some(name) = &spec.domainname {
-            process::set_domainname(name).map_err(at(Step::Hostname, 1))?;
-        }
+    if let Some(name) = &spec.hostname {
+        process::set_hostname(name).map_err(at(Step::Hostname, 0))?;
     }
-    if spec.network == Share::Own {
+    if let Some(name) = &spec.domainname {
+        process::set_domainname(name).map_err(at(Step::Hostname, 1))?;
+    }
+    if spec.namespaces.network == Origin::Own {
         socket::loopback_up().map_err(at(Step::Loopback, 0))?;
     }
     finish(&plan.process, slave, Gate::Closed)
@@ -54,13 +57,7 @@ fn run_init(plan: &InitPlan<'_>) -> Result<Infallible, Failure> {
 
 fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
     isolate().map_err(at(Step::Isolate, 0))?;
-    let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWCGROUP
-        | if plan.time == Share::Own { libc::CLONE_NEWTIME } else { 0 };
-    process::join_namespaces(plan.container, namespaces).map_err(at(Step::JoinNamespaces, 0))?;
+    process::join_namespaces(plan.container, plan.namespaces).map_err(at(Step::JoinNamespaces, 0))?;
     let slave = match plan.process.spec.console {
         Console::Pipes => None,
         Console::Terminal(_) => {
@@ -83,7 +80,7 @@ fn enter_time_namespace(plan: &ProcessPlan<'_>, offsets: &[u8]) -> nix::Result<(
 }
 
 /// Out of reach of a container's processes while this one still is a copy of the agent, and out of the agent's session.
-fn isolate() -> nix::Result<()> {
+pub fn isolate() -> nix::Result<()> {
     process::control(libc::PR_SET_DUMPABLE, 0, 0)?;
     process::reset_signals()?;
     process::set_umask(0);

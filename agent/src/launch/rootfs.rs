@@ -86,8 +86,8 @@ fn mount_one(plan: &InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: usize
             let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
             (target, new_filesystem(filesystem, spec.attributes).map_err(at(Step::Mount, index))?)
         }
-        Source::Volume(name) => {
-            let source = volume(plan, name).map_err(at(Step::Mount, index))?;
+        Source::Volume(_) | Source::Shared(_) => {
+            let source = shared(plan, &spec.source).map_err(at(Step::Mount, index))?;
             let kind =
                 path::stat(source.as_fd()).map(|stat| path::kind(&stat)).map_err(at(Step::Mount, index))?;
             let target = mount_point(root, &spec.target.steps, kind).map_err(at(Step::MountPoint, index))?;
@@ -111,10 +111,15 @@ fn new_filesystem(filesystem: &Filesystem, attributes: u64) -> nix::Result<Owned
     mount::fsmount(context.as_fd(), attributes)
 }
 
-/// The root of a volume, a directory or a file, which cannot be a link.
-fn volume(plan: &InitPlan<'_>, name: &CStr) -> nix::Result<OwnedFd> {
-    let volumes = path::open(plan.volumes, libc::O_PATH | libc::O_DIRECTORY)?;
-    path::open_in(volumes.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
+/// The root of what the pod shares, a directory or a file, which cannot be a link.
+fn shared(plan: &InitPlan<'_>, source: &Source) -> nix::Result<OwnedFd> {
+    let (parent, name) = match source {
+        Source::Volume(name) => (plan.volumes, name),
+        Source::Shared(tmpfs) => (plan.shared, &tmpfs.name),
+        Source::New(_) => return Err(Errno::EINVAL),
+    };
+    let parent = path::open(parent, libc::O_PATH | libc::O_DIRECTORY)?;
+    path::open_in(parent.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
 }
 
 /// A mount of what `source` is, with further attributes.

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use hull_protocol::agent::VOLUME_MOUNT;
+use hull_protocol::agent::{SHARED_TMPFS_MOUNT, VOLUME_MOUNT, is_valid_id};
 
 use super::{SpecError, c_string, schema};
 use crate::sys::mount::{
@@ -32,6 +32,17 @@ pub enum Source {
     New(Filesystem),
     /// The pod's volume of this name, a directory or a file.
     Volume(CString),
+    /// A tmpfs that the pod's containers share.
+    Shared(SharedTmpfs),
+}
+
+/// A tmpfs of the pod.
+#[derive(Clone, Debug)]
+pub struct SharedTmpfs {
+    /// A valid id.
+    pub name: CString,
+    /// Options of the file system, where it is not mounted yet.
+    pub options: Vec<(CString, Option<CString>)>,
 }
 
 /// A new instance of a file system.
@@ -112,9 +123,8 @@ impl MountSpec {
             ));
         }
         let kind = match mount.kind.as_str() {
-            VOLUME_MOUNT => {
-                return Self::volume(target, mount);
-            }
+            VOLUME_MOUNT => return Self::volume(target, mount),
+            SHARED_TMPFS_MOUNT => return Self::shared_tmpfs(target, mount),
             "" => return Err(SpecError::invalid(FIELD, format!("{at}: no type"))),
             // The guest has cgroup v2 only, so a container is given what runc gives it on such a host.
             "cgroup" => "cgroup2",
@@ -148,6 +158,29 @@ impl MountSpec {
         let source = Source::Volume(c_string(FIELD, name)?);
         // A device of the host's is not the guest's device of the same number.
         Ok(Self { target, source, attributes: attributes | ATTR_NODEV, propagation })
+    }
+}
+
+impl MountSpec {
+    fn shared_tmpfs(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
+        let name = mount.source.as_str();
+        if !is_valid_id(name) {
+            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a shared tmpfs")));
+        }
+        let Options { attributes, propagation, data } = Options::parse(mount)?;
+        let known = [c"size", c"mode", c"nr_inodes", c"uid", c"gid"];
+        let at = &mount.destination;
+        if let Some((option, _)) = data.iter().find(|(key, _)| !known.contains(&key.as_c_str())) {
+            return Err(SpecError::unsupported(
+                FIELD,
+                format!("{at}: option {option:?} is not supported for a shared tmpfs"),
+            ));
+        }
+        if !data.iter().any(|(key, _)| key.as_c_str() == c"size") {
+            return Err(SpecError::invalid(FIELD, format!("{at}: a shared tmpfs needs a size")));
+        }
+        let source = Source::Shared(SharedTmpfs { name: c_string(FIELD, name)?, options: data });
+        Ok(Self { target, source, attributes, propagation })
     }
 }
 

@@ -23,13 +23,13 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
-    ContainerSpec::from_json(spec.to_string().as_bytes(), None).map(|(spec, _)| spec)
+    ContainerSpec::from_json(spec.to_string().as_bytes(), None, &Statements::default()).map(|(spec, _)| spec)
 }
 
 fn filesystem(mount: &MountSpec) -> &Filesystem {
     match &mount.source {
         Source::New(filesystem) => filesystem,
-        Source::Volume(name) => panic!("{name:?} is a volume"),
+        other => panic!("{other:?} is none"),
     }
 }
 
@@ -55,7 +55,10 @@ fn volumes_are_named_and_never_have_devices() {
 #[test]
 fn what_is_left_out_has_its_default() {
     let spec = parse(&minimal()).unwrap();
-    assert_eq!((spec.network, spec.ipc, spec.uts), (Share::Pod, Share::Pod, Share::Own));
+    assert_eq!(
+        (&spec.namespaces.network, &spec.namespaces.ipc, &spec.namespaces.uts),
+        (&Origin::Guest, &Origin::Guest, &Origin::Own)
+    );
     assert_eq!(spec.process.credentials.umask, 0o022);
     assert_eq!(spec.process.console, Console::Pipes);
     assert!(spec.process.capabilities.is_none() && spec.mounts.is_empty() && !spec.root_readonly);
@@ -199,7 +202,7 @@ fn a_container_on_cgroup_v2_gets_cgroup2() {
 proptest! {
     #[test]
     fn no_json_panics(json in "\\PC{0,200}") {
-        let _ = ContainerSpec::from_json(json.as_bytes(), None);
+        let _ = ContainerSpec::from_json(json.as_bytes(), None, &Statements::default());
         let _ = ProcessSpec::from_json(json.as_bytes());
     }
 
@@ -221,4 +224,53 @@ proptest! {
         prop_assert_eq!(spec.process.credentials.gid, gid);
         prop_assert_eq!(spec.process.credentials.groups, groups);
     }
+}
+
+#[test]
+fn a_statement_decides_where_a_namespace_comes_from() {
+    use hull_protocol::agent::api::agent as api;
+    let mut pod = api::Namespace::new();
+    pod.mut_pod();
+    let mut of_container = api::Namespace::new();
+    of_container.set_container("db".to_owned());
+    let namespaces = api::Namespaces {
+        ipc: Some(pod.clone()).into(),
+        pid: Some(of_container.clone()).into(),
+        ..Default::default()
+    };
+    let statements = Statements::from_api(&namespaces).unwrap();
+    // The path is the host's, and no longer matters.
+    let listed = json!([{"type": "mount"}, {"type": "uts"}, {"type": "ipc", "path": "/proc/7/ns/ipc"}]);
+    let spec = with("linux.namespaces", listed).to_string();
+    let (spec, _) = ContainerSpec::from_json(spec.as_bytes(), None, &statements).unwrap();
+    let found = &spec.namespaces;
+    assert_eq!(
+        (&found.ipc, &found.uts, &found.pid, &found.network),
+        (&Origin::Pod, &Origin::Own, &Origin::Container("db".to_owned()), &Origin::Guest)
+    );
+    for bad in ["", "..", "a/b"] {
+        of_container.set_container(bad.to_owned());
+        let namespaces = api::Namespaces { uts: Some(of_container.clone()).into(), ..Default::default() };
+        assert!(matches!(Statements::from_api(&namespaces), Err(SpecError::Invalid { .. })), "{bad:?}");
+    }
+    let namespaces = api::Namespaces { uts: Some(api::Namespace::new()).into(), ..Default::default() };
+    assert!(matches!(Statements::from_api(&namespaces), Err(SpecError::Unsupported { .. })));
+}
+
+#[test]
+fn a_shared_tmpfs_has_a_name_and_a_size() {
+    let shared = |source: &str, options: Value| {
+        let mount =
+            json!({"destination": "/d", "type": "hull-shared-tmpfs", "source": source, "options": options});
+        parse(&with("mounts", json!([mount])))
+    };
+    let spec = shared("shm", json!(["nosuid", "size=64k", "mode=1777"])).unwrap();
+    let names: Vec<_> = spec.shared_tmpfs().map(|tmpfs| tmpfs.name.as_c_str()).collect();
+    assert_eq!(names, [c"shm"]);
+    for (name, options) in [("", json!(["size=1k"])), ("..", json!(["size=1k"])), ("a/b", json!(["size=1k"]))]
+    {
+        assert!(shared(name, options).unwrap_err().to_string().contains("name"));
+    }
+    assert!(shared("shm", json!([])).unwrap_err().to_string().contains("size"));
+    assert!(shared("shm", json!(["size=1k", "huge=always"])).unwrap_err().to_string().contains("huge"));
 }

@@ -109,6 +109,8 @@ pub enum Children<'fd> {
     Take(BorrowedFd<'fd>),
     /// The one with this pid; it is reaped.
     TakePid(libc::pid_t),
+    /// Any; it is reaped.
+    TakeAny,
     /// Any; it stays to be reaped.
     Peek,
 }
@@ -118,6 +120,7 @@ pub fn wait(children: Children<'_>) -> nix::Result<Option<(libc::pid_t, Ended)>>
     let (kind, id, flags) = match children {
         Children::Take(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned(), 0),
         Children::TakePid(pid) => (libc::P_PID, pid.cast_unsigned(), 0),
+        Children::TakeAny => (libc::P_ALL, 0, 0),
         Children::Peek => (libc::P_ALL, 0, libc::WNOWAIT),
     };
     // SAFETY: all-zero bytes are a valid `siginfo_t`; after waitid the fields of SIGCHLD are the ones set.
@@ -176,8 +179,6 @@ pub fn new_session_keyring() -> nix::Result<()> {
 
 /// Unblocks every signal and restores what each does by default: the Rust runtime, and who started it, may ignore some.
 pub fn reset_signals() -> nix::Result<()> {
-    /// In the kernel a set of signals is one word.
-    const SET_SIZE: usize = 8;
     // The kernel's `struct sigaction`: handler (SIG_DFL), flags, restorer, mask.
     let default_action = [0u64; 4];
     // SAFETY: raw system calls, because the C library hides two signals; both structures are the kernel's, and SIG_DFL installs
@@ -189,7 +190,7 @@ pub fn reset_signals() -> nix::Result<()> {
             libc::SIG_SETMASK,
             &raw const none,
             ptr::null_mut::<u64>(),
-            SET_SIZE,
+            SIGNAL_SET_SIZE,
         ))?;
         for signal in (1..=64).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
             check(libc::syscall(
@@ -197,10 +198,61 @@ pub fn reset_signals() -> nix::Result<()> {
                 signal,
                 default_action.as_ptr(),
                 ptr::null_mut::<u64>(),
-                SET_SIZE,
+                SIGNAL_SET_SIZE,
             ))?;
         }
     }
+    Ok(())
+}
+
+/// In the kernel a set of signals is one word.
+const SIGNAL_SET_SIZE: usize = 8;
+/// `SIGCHLD` as such a set.
+const CHILD_SIGNAL: u64 = 1 << (libc::SIGCHLD - 1);
+
+/// Makes SIGCHLD wait until [`wait_for_child_signal`] takes it.
+pub fn block_child_signal() -> nix::Result<()> {
+    let set = CHILD_SIGNAL;
+    // SAFETY: the set is one word that outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            &raw const set,
+            ptr::null_mut::<u64>(),
+            SIGNAL_SET_SIZE,
+        )
+    })?;
+    Ok(())
+}
+
+/// Sleeps until a SIGCHLD is there, and takes it.
+pub fn wait_for_child_signal() -> nix::Result<()> {
+    let set = CHILD_SIGNAL;
+    // SAFETY: the set is one word that outlives the call; neither information nor a time limit is wanted.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const set,
+            ptr::null_mut::<libc::siginfo_t>(),
+            ptr::null::<libc::timespec>(),
+            SIGNAL_SET_SIZE,
+        )
+    })?;
+    Ok(())
+}
+
+/// Names the calling process, for those who list processes.
+pub fn set_name(name: &CStr) -> nix::Result<()> {
+    // SAFETY: PR_SET_NAME reads a NUL-terminated string.
+    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }))?;
+    Ok(())
+}
+
+/// Closes every descriptor. For a process that never returns to code which owns one.
+pub fn close_all() -> nix::Result<()> {
+    // SAFETY: integers.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) })?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use crate::events::Event;
 use crate::io::{ProcessIo, StdioSpec};
 use crate::process::{GUEST_PID, Process};
 use crate::record::{CONSOLE_FILE, Lifecycle, Record};
-use crate::spec::{ContainerConfig, Document, Role, Volume};
+use crate::spec::{ContainerConfig, Document, Issued, Role, Volume};
 
 /// An id taken in the table. Given back when dropped, unless the container came to be.
 struct Reservation<'a> {
@@ -72,6 +72,7 @@ impl Pod {
             return Err(TaskError::Invalid(format!("the bundle {:?} is no absolute path", request.bundle)));
         }
         let document = Document::read(&bundle, &request.id)?;
+        document.check(&self.config)?;
         let role = document.role.clone();
         let (reservation, sandbox) = self.reserve(&request.id, &role)?;
         let mut abandoned = reservation.abandoned.clone();
@@ -143,7 +144,7 @@ impl Pod {
     /// A container with a VM of its own.
     async fn build_alone(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
         let Order { request, bundle, document } = order;
-        let (shape, hostname) = (document.shape()?, document.hostname());
+        let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
         let config = document.translate(None)?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
@@ -190,7 +191,7 @@ impl Pod {
     /// The VM of a pod whose containers come later. The sandbox's own root file system and mounts are not used.
     async fn build_sandbox(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
         let Order { request, bundle, document } = order;
-        let shape = document.shape()?;
+        let shape = document.shape(&self.config)?;
         let spec = VmSpec {
             vcpus: shape.vcpus,
             memory_mib: shape.memory_mib,
@@ -232,7 +233,7 @@ impl Pod {
         record.container_pid = None;
         record.sandbox = Some(sandbox.id.clone());
         record.write(&bundle)?;
-        let config = document.translate(Some(sandbox.init.pid()))?;
+        let config = document.translate(Some(&self.issued(sandbox)))?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
         let names = vm.rootfs_names(&request.id);
@@ -268,8 +269,16 @@ impl Pod {
         }
     }
 
+    /// The numbers by which a container may name the namespaces of others.
+    fn issued(&self, sandbox: &Container) -> Issued {
+        let containers = self.containers();
+        let others = containers.iter().filter(|other| other.id != sandbox.id);
+        let containers = others.map(|other| (other.init.pid(), other.id.clone())).collect();
+        Issued { sandbox: sandbox.init.pid(), containers }
+    }
+
     async fn boot(&self, spec: VmSpec, bundle: &Path) -> Result<Arc<Vm>, TaskError> {
-        let booting = Booting::prepare(spec).await?;
+        let booting = Booting::prepare(spec, &self.config).await?;
         // On disk before it runs: `delete` must find it even if this process is killed now.
         let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         record.vmm_pid = Some(booting.pid());
@@ -307,6 +316,7 @@ async fn prepare_init(
         rootfs: Some(rootfs).into(),
         stdio: Some(init.agent_stdio()).into(),
         seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
+        namespaces: Some(config.namespaces.clone()).into(),
         ..CreateContainerRequest::default()
     };
     let pid = vm.agent.create_container(&request).await.map_err(super::AgentError::about_the_program)?;

@@ -18,16 +18,14 @@ use tokio::net::UnixStream;
 
 use super::monitor::AsyncChannel;
 use super::{
-    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, JailVariableError,
-    Monitor, MonitorError, RootfsNames, VmEnd, jail, printable,
+    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Monitor, MonitorError,
+    RootfsNames, VmEnd, jail, printable,
 };
+use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
 use crate::record::BootRecord;
 use crate::undo::{Undo, UndoError, remove_file};
 
-/// Environment variable: how long the guest may take to boot, in seconds.
-pub const BOOT_TIMEOUT_VARIABLE: &str = "HULL_BOOT_TIMEOUT_SECS";
-const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The monitor works without the guest until Boot; slow storage may hold it up.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a guest may take to shut down in good order.
@@ -76,12 +74,6 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The variable is no number of seconds.
-    #[error("{BOOT_TIMEOUT_VARIABLE} is {0:?}, not a number of seconds from 1 to 86400")]
-    BootTimeout(String),
-    /// The variable names no jail.
-    #[error(transparent)]
-    Jail(#[from] JailVariableError),
     /// What of the host's files is to be shared cannot be.
     #[error(transparent)]
     Volumes(#[from] BrokerError),
@@ -98,7 +90,7 @@ pub enum StartError {
     },
     /// The agent did not speak in time.
     #[error(
-        "the guest did not come up within {} s (see {BOOT_TIMEOUT_VARIABLE}){console}",
+        "the guest did not come up within {} s (see vm.boot_timeout_seconds, {BOOT_TIMEOUT_VARIABLE}){console}",
         .deadline.as_secs()
     )]
     Silent {
@@ -168,6 +160,7 @@ pub struct Booting {
 
 struct VmSpecRest {
     memory_mib: u32,
+    boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
     hostname: String,
@@ -176,10 +169,10 @@ struct VmSpecRest {
 
 impl Booting {
     /// Opens everything and starts the monitor process; the VM does not exist yet.
-    pub async fn prepare(spec: VmSpec) -> Result<Self, StartError> {
+    pub async fn prepare(spec: VmSpec, config: &Config) -> Result<Self, StartError> {
         let mut undo = Undo::default();
         let since = Instant::now();
-        match Self::build(spec, &mut undo).await {
+        match Self::build(spec, config, &mut undo).await {
             Ok((monitor, connections, spec)) => Ok(Self { monitor, connections, spec, since, undo }),
             Err(error) => {
                 // The failures are logged; the first error is the one to report.
@@ -189,8 +182,12 @@ impl Booting {
         }
     }
 
-    async fn build(spec: VmSpec, undo: &mut Undo) -> Result<(Monitor, AsyncChannel, VmSpecRest), StartError> {
-        let artifacts = Artifacts::find()?;
+    async fn build(
+        spec: VmSpec,
+        config: &Config,
+        undo: &mut Undo,
+    ) -> Result<(Monitor, AsyncChannel, VmSpecRest), StartError> {
+        let artifacts = Artifacts::find(&config.artifacts)?;
         let read = |path: &Path| OpenOptions::new().read(true).open(path).map_err(open_error(path));
         let kvm_path = Path::new("/dev/kvm");
         let kvm = OpenOptions::new().read(true).write(true).open(kvm_path).map_err(open_error(kvm_path))?;
@@ -211,7 +208,7 @@ impl Booting {
         let (broker, files) = match spec.exports {
             None => (None, None),
             Some(exports) => {
-                let (broker, files) = share(exports, &artifacts, undo).await?;
+                let (broker, files) = share(exports, &artifacts.broker(&config.artifacts)?, undo).await?;
                 (Some(broker), Some(files))
             }
         };
@@ -222,7 +219,7 @@ impl Booting {
             killed.kill().await;
             Ok(())
         });
-        let jail = jail::of_monitor(monitor.pid(), std::env::var_os(jail::JAIL_VARIABLE).as_deref())?;
+        let jail = jail::of_monitor(monitor.pid(), config.jail);
         if jail == JailConfig::Unprivileged {
             log::warn!(
                 "the jail is the unprivileged one: the monitor keeps this user, its namespaces and its root"
@@ -258,7 +255,8 @@ impl Booting {
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
         let VmSpec { memory_mib, console, stream_socket, hostname, .. } = spec;
-        let rest = VmSpecRest { memory_mib, console, stream_socket, hostname, broker };
+        let boot_timeout = config.vm.boot_timeout;
+        let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, broker };
         Ok((monitor, connections, rest))
     }
 
@@ -372,7 +370,7 @@ async fn boot(
     spec: &VmSpecRest,
     since: Instant,
 ) -> Result<(Agent, Option<BootRecord>), StartError> {
-    let deadline = boot_timeout(std::env::var_os(BOOT_TIMEOUT_VARIABLE).as_deref())?;
+    let deadline = spec.boot_timeout;
     let ended = monitor.ended();
     let up = async {
         monitor.request(Request::Boot, Vec::new()).await?;
@@ -416,10 +414,10 @@ async fn boot(
 /// Starts the file broker with what it gives out; and what the monitor needs to speak with it.
 async fn share(
     exports: Vec<Export>,
-    artifacts: &Artifacts,
+    program: &Path,
     undo: &mut Undo,
 ) -> Result<(Broker, OwnedFd), StartError> {
-    let (broker, files) = Broker::start(&artifacts.broker()?).await?;
+    let (broker, files) = Broker::start(program).await?;
     let ended = broker.clone();
     undo.push("the file broker", async move {
         ended.end().await;
@@ -468,15 +466,6 @@ async fn introduce(agent: &Agent, spec: &VmSpecRest) -> Result<(), StartError> {
         ..ConfigurePodRequest::default()
     };
     Ok(agent.configure_pod(&request).await?)
-}
-
-fn boot_timeout(variable: Option<&std::ffi::OsStr>) -> Result<Duration, StartError> {
-    let Some(value) = variable else { return Ok(BOOT_TIMEOUT) };
-    let text = value.to_string_lossy();
-    match text.parse::<u64>() {
-        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err(StartError::BootTimeout(text.into_owned())),
-    }
 }
 
 /// A listening socket that only this user may connect to.

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use super::SpecError;
+use crate::record::annotation::CRI_CONTAINER_TYPE;
 
-/// `sandbox` or `container`.
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// The id of the pod's sandbox, on the sandbox itself too.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
@@ -27,7 +26,7 @@ impl Role {
     /// The role of container `id`.
     pub fn of(annotations: Option<&HashMap<String, String>>, id: &str) -> Result<Self, SpecError> {
         let annotation = |name| annotations.and_then(|all| all.get(name)).map(String::as_str);
-        match (annotation(CONTAINER_TYPE), annotation(SANDBOX_ID)) {
+        match (annotation(CRI_CONTAINER_TYPE), annotation(SANDBOX_ID)) {
             (None, _) => Ok(Self::Alone),
             (Some("sandbox"), _) => Ok(Self::Sandbox),
             (Some("container"), Some(sandbox)) if sandbox != id => {
@@ -35,7 +34,7 @@ impl Role {
             }
             (Some("container"), _) => Err(SpecError::Missing("the annotation io.kubernetes.cri.sandbox-id")),
             (Some(other), _) => Err(SpecError::Annotation {
-                name: CONTAINER_TYPE,
+                name: CRI_CONTAINER_TYPE,
                 value: other.to_owned(),
                 wanted: "one of sandbox, container",
             }),
@@ -63,11 +62,11 @@ mod tests {
         };
         assert_eq!(Role::of(None, "c").unwrap(), Role::Alone);
         assert_eq!(role(&[(SANDBOX_ID, "s")]).unwrap(), Role::Alone);
-        assert_eq!(role(&[(CONTAINER_TYPE, "sandbox"), (SANDBOX_ID, "c")]).unwrap(), Role::Sandbox);
-        let member = role(&[(CONTAINER_TYPE, "container"), (SANDBOX_ID, "s")]).unwrap();
+        assert_eq!(role(&[(CRI_CONTAINER_TYPE, "sandbox"), (SANDBOX_ID, "c")]).unwrap(), Role::Sandbox);
+        let member = role(&[(CRI_CONTAINER_TYPE, "container"), (SANDBOX_ID, "s")]).unwrap();
         assert_eq!((member.pod("c"), Role::Sandbox.pod("c")), ("s", "c"));
-        assert!(role(&[(CONTAINER_TYPE, "container")]).is_err());
-        assert!(role(&[(CONTAINER_TYPE, "container"), (SANDBOX_ID, "c")]).is_err());
-        assert!(role(&[(CONTAINER_TYPE, "pod")]).unwrap_err().to_string().contains("\"pod\""));
+        assert!(role(&[(CRI_CONTAINER_TYPE, "container")]).is_err());
+        assert!(role(&[(CRI_CONTAINER_TYPE, "container"), (SANDBOX_ID, "c")]).is_err());
+        assert!(role(&[(CRI_CONTAINER_TYPE, "pod")]).unwrap_err().to_string().contains("\"pod\""));
     }
 }

@@ -6,11 +6,9 @@ use std::str::FromStr;
 use oci_spec::runtime::Spec;
 
 use super::{Role, SpecError};
+use crate::config::VmDefaults;
 use crate::record::{Lifecycle, annotation};
 
-const DEFAULT_MEMORY_MIB: u32 = 512;
-/// What a guest needs besides the container's memory.
-const OVERHEAD_MIB: u32 = 128;
 const MEMORY_MIB_MIN: u32 = 64;
 const MEMORY_MIB_MAX: u32 = 1 << 20;
 const VCPUS_MAX: u8 = 32;
@@ -28,8 +26,8 @@ pub struct VmShape {
 }
 
 impl VmShape {
-    /// The VM for a container.
-    pub fn of(spec: &Spec, role: &Role) -> Result<Self, SpecError> {
+    /// The VM for a container, never larger than the administrator allows.
+    pub fn of(spec: &Spec, role: &Role, defaults: &VmDefaults) -> Result<Self, SpecError> {
         let limits = if *role == Role::Sandbox { Limits::of_pod(spec) } else { Limits::of_container(spec) };
         let memory_mib = match annotation(spec, annotation::MEMORY_MIB) {
             Some(value) => {
@@ -37,15 +35,15 @@ impl VmShape {
                     (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(mib)
                 })?
             }
-            None => limits.memory_mib(),
+            None => limits.memory_mib(defaults),
         };
         let vcpus = match annotation(spec, annotation::VCPUS) {
             Some(value) => parse(annotation::VCPUS, value, "a number from 1 to 32", |count: &u8| {
                 (1..=VCPUS_MAX).contains(count)
             })?,
-            None => limits.vcpus(),
+            None => limits.vcpus().unwrap_or(defaults.vcpus),
         };
-        Ok(Self { vcpus, memory_mib })
+        Ok(Self { vcpus: vcpus.min(defaults.vcpus_max), memory_mib: memory_mib.min(defaults.memory_mib_max) })
     }
 }
 
@@ -104,19 +102,19 @@ impl Limits {
         }
     }
 
-    fn memory_mib(self) -> u32 {
+    fn memory_mib(self, defaults: &VmDefaults) -> u32 {
         match self.memory_bytes {
             Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
                 .unwrap_or(MEMORY_MIB_MAX)
-                .saturating_add(OVERHEAD_MIB)
+                .saturating_add(defaults.overhead_mib)
                 .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
-            None => DEFAULT_MEMORY_MIB,
+            None => defaults.memory_mib,
         }
     }
 
-    fn vcpus(self) -> u8 {
-        let wanted = self.cpu_quota.map_or(1, |quota| quota.div_ceil(self.cpu_period.unwrap_or(100_000)));
-        u8::try_from(wanted).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX)
+    fn vcpus(self) -> Option<u8> {
+        let wanted = self.cpu_quota?.div_ceil(self.cpu_period.unwrap_or(100_000));
+        Some(u8::try_from(wanted).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX))
     }
 }
 
@@ -131,15 +129,42 @@ mod tests {
     #[test]
     fn limits_size_the_vm() {
         let plain = spec(r#"{"ociVersion":"1.0.2"}"#);
-        assert_eq!(VmShape::of(&plain, &Role::Alone).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(
+            VmShape::of(&plain, &Role::Alone, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 1, memory_mib: 512 }
+        );
         let limited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}}}"#,
         );
-        assert_eq!(VmShape::of(&limited, &Role::Alone).unwrap(), VmShape { vcpus: 2, memory_mib: 385 });
+        assert_eq!(
+            VmShape::of(&limited, &Role::Alone, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 2, memory_mib: 385 }
+        );
         let unlimited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}}}"#,
         );
-        assert_eq!(VmShape::of(&unlimited, &Role::Alone).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(
+            VmShape::of(&unlimited, &Role::Alone, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 1, memory_mib: 512 }
+        );
+    }
+
+    #[test]
+    fn the_administrator_sets_defaults_and_bounds() {
+        let defaults = VmDefaults {
+            vcpus: 2,
+            vcpus_max: 4,
+            memory_mib: 100,
+            memory_mib_max: 300,
+            overhead_mib: 50,
+            ..VmDefaults::default()
+        };
+        let of = |json| VmShape::of(&spec(json), &Role::Alone, &defaults).unwrap();
+        assert_eq!(of(r#"{"ociVersion":"1.0.2"}"#), VmShape { vcpus: 2, memory_mib: 100 });
+        let limited = r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":104857600},"cpu":{"quota":900000}}}}"#;
+        assert_eq!(of(limited), VmShape { vcpus: 4, memory_mib: 150 });
+        let large = r#"{"ociVersion":"1.0.2","annotations":{"dev.hull.vm.vcpus":"32","dev.hull.vm.memory-mib":"4096"}}"#;
+        assert_eq!(of(large), VmShape { vcpus: 4, memory_mib: 300 });
     }
 
     #[test]
@@ -149,12 +174,18 @@ mod tests {
                 "io.kubernetes.cri.sandbox-memory":"1073741824","io.kubernetes.cri.sandbox-cpu-quota":"250000",
                 "io.kubernetes.cri.sandbox-cpu-period":"100000"}}"#,
         );
-        assert_eq!(VmShape::of(&pod, &Role::Sandbox).unwrap(), VmShape { vcpus: 3, memory_mib: 1152 });
+        assert_eq!(
+            VmShape::of(&pod, &Role::Sandbox, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 3, memory_mib: 1152 }
+        );
         let best_effort = spec(
             r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-memory":"0",
                 "io.kubernetes.cri.sandbox-cpu-quota":"-1"}}"#,
         );
-        assert_eq!(VmShape::of(&best_effort, &Role::Sandbox).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(
+            VmShape::of(&best_effort, &Role::Sandbox, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 1, memory_mib: 512 }
+        );
     }
 
     #[test]
@@ -162,7 +193,10 @@ mod tests {
         let with = |name: &str, value: &str| {
             spec(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{name}":"{value}"}}}}"#))
         };
-        assert_eq!(VmShape::of(&with("dev.hull.vm.vcpus", "3"), &Role::Sandbox).unwrap().vcpus, 3);
+        assert_eq!(
+            VmShape::of(&with("dev.hull.vm.vcpus", "3"), &Role::Alone, &VmDefaults::default()).unwrap().vcpus,
+            3
+        );
         assert_eq!(lifecycle(&with("dev.hull.lifecycle", "keep")).unwrap(), Lifecycle::Keep);
         for (name, value) in [
             ("dev.hull.vm.vcpus", "0"),
@@ -171,7 +205,9 @@ mod tests {
             ("dev.hull.vm.memory-mib", "1"),
             ("dev.hull.vm.memory-mib", "512m"),
         ] {
-            let error = VmShape::of(&with(name, value), &Role::Alone).unwrap_err().to_string();
+            let error = VmShape::of(&with(name, value), &Role::Alone, &VmDefaults::default())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
         assert!(lifecycle(&with("dev.hull.lifecycle", "always")).is_err());

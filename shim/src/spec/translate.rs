@@ -5,11 +5,11 @@
 //! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
 //! | `hooks`: prestart, poststart, poststop | stripped: they configure the host |
 //! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
-//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs |
+//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs, one for all containers of a pod |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
 //! | `linux.namespaces`: network | stripped, with or without path: the VM is the boundary |
-//! | `linux.namespaces`: IPC and UTS of the pod's sandbox | namespaces of the container's own, which start as the pod's |
+//! | `linux.namespaces`: others of a container in this VM, by path | the pod's or that container's |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
 //! | `linux.devices` | character devices kept, block devices refused |
 //! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |
@@ -19,19 +19,28 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
-};
+use hull_protocol::agent::SHARED_TMPFS_MOUNT;
+use hull_protocol::agent::api::agent::Namespaces;
+use oci_spec::runtime::{Hooks, Linux, LinuxDeviceType, LinuxResources, Mount, Process, Spec};
 
 use super::SpecError;
+use super::namespaces::{self, Issued};
 use super::volumes::{self, Volume};
 
 const SHM: &str = "/dev/shm";
 const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 
-/// Translates a container's spec in place. What it uses of the host's files is returned. `sandbox` is the process id that
-/// stands for the pod's sandbox, if there is one.
-pub fn container(spec: &mut Spec, id: &str, sandbox: Option<u32>) -> Result<Vec<Volume>, SpecError> {
+/// What the spec itself cannot say to the guest.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// What the container uses of the host's files.
+    pub volumes: Vec<Volume>,
+    /// The namespaces that it joins.
+    pub namespaces: Namespaces,
+}
+
+/// Translates a container's spec in place. `issued` are the numbers of the pod's containers, if it is in one.
+pub fn container(spec: &mut Spec, id: &str, issued: Option<&Issued>) -> Result<Beside, SpecError> {
     process(spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?)?;
     if let Some(root) = spec.root_mut() {
         root.set_path(PathBuf::from("rootfs"));
@@ -42,13 +51,18 @@ pub fn container(spec: &mut Spec, id: &str, sandbox: Option<u32>) -> Result<Vec<
         check_hooks(hooks)?;
         spec.set_hooks(None);
     }
+    let shm = if issued.is_some() { SHARED_TMPFS_MOUNT } else { "tmpfs" };
     let mounts = spec.mounts().clone().unwrap_or_default();
     let mut volumes = Vec::new();
-    let mounts: Vec<Mount> =
-        mounts.into_iter().map(|mount| translate_mount(mount, id, &mut volumes)).collect::<Result<_, _>>()?;
+    let mounts: Vec<Mount> = mounts
+        .into_iter()
+        .map(|mount| translate_mount(mount, id, shm, &mut volumes))
+        .collect::<Result<_, _>>()?;
     spec.set_mounts(Some(mounts));
-    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id, sandbox)?;
-    Ok(volumes)
+    let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
+    let namespaces = namespaces::join(linux, issued)?;
+    self::linux(linux, id)?;
+    Ok(Beside { volumes, namespaces })
 }
 
 /// Translates a process in place.
@@ -106,7 +120,12 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn translate_mount(mut mount: Mount, id: &str, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
+fn translate_mount(
+    mut mount: Mount,
+    id: &str,
+    shm: &str,
+    volumes: &mut Vec<Volume>,
+) -> Result<Mount, SpecError> {
     let options = mount.options().as_deref().unwrap_or_default();
     let binds = options.iter().any(|option| option == "bind" || option == "rbind");
     let kind = mount.typ().as_deref().unwrap_or_default();
@@ -122,7 +141,7 @@ fn translate_mount(mut mount: Mount, id: &str, volumes: &mut Vec<Volume>) -> Res
         };
     }
     if destination == Path::new(SHM) {
-        mount.set_typ(Some("tmpfs".to_owned()));
+        mount.set_typ(Some(shm.to_owned()));
         mount.set_source(Some(PathBuf::from("shm")));
         let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
         mount.set_options(Some(options.map(str::to_owned).into()));
@@ -131,7 +150,7 @@ fn translate_mount(mut mount: Mount, id: &str, volumes: &mut Vec<Volume>) -> Res
     volumes::of_bind(mount, id, volumes)
 }
 
-fn linux(linux: &mut Linux, id: &str, sandbox: Option<u32>) -> Result<(), SpecError> {
+fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
     linux.set_cgroups_path(Some(Path::new("/").join(id)));
     linux.set_mount_label(None);
     linux.set_intel_rdt(None);
@@ -140,25 +159,6 @@ fn linux(linux: &mut Linux, id: &str, sandbox: Option<u32>) -> Result<(), SpecEr
     if let Some(resources) = linux.resources_mut() {
         self::resources(resources);
     }
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
-    for namespace in &mut namespaces {
-        let Some(path) = namespace.path() else { continue };
-        let kind = match namespace.typ() {
-            LinuxNamespaceType::Ipc => "ipc",
-            LinuxNamespaceType::Uts => "uts",
-            _ => "",
-        };
-        if sandbox.is_none_or(|pid| *path != Path::new(&format!("/proc/{pid}/ns/{kind}"))) {
-            return Err(SpecError::Unsupported(format!(
-                "joining the {} namespace {} is not supported yet",
-                namespace.typ(),
-                path.display()
-            )));
-        }
-        namespace.set_path(None);
-    }
-    linux.set_namespaces(Some(namespaces));
     let devices = linux.devices().as_deref().unwrap_or_default();
     if let Some(device) = devices.iter().find(|device| device.typ() == LinuxDeviceType::B) {
         return Err(SpecError::Unsupported(format!(
@@ -198,9 +198,9 @@ mod tests {
         in_pod(spec, None)
     }
 
-    fn in_pod(spec: Value, sandbox: Option<u32>) -> Result<Value, SpecError> {
+    fn in_pod(spec: Value, issued: Option<&Issued>) -> Result<Value, SpecError> {
         let mut spec: Spec = serde_json::from_value(spec).unwrap();
-        container(&mut spec, "web", sandbox)?;
+        container(&mut spec, "web", issued)?;
         Ok(serde_json::to_value(&spec).unwrap())
     }
 
@@ -228,6 +228,8 @@ mod tests {
         let mounts = translated(spec.clone()).unwrap()["mounts"].clone();
         assert_eq!(mounts[0]["source"], "web.0");
         assert_eq!(mounts[1]["type"], "tmpfs");
+        let mounts = in_pod(spec.clone(), Some(&Issued::default())).unwrap()["mounts"].clone();
+        assert_eq!((&mounts[1]["type"], &mounts[1]["source"]), (&SHARED_TMPFS_MOUNT.into(), &"shm".into()));
 
         for mount in [
             json!({"destination": "/data", "type": "bind", "source": "relative"}),
@@ -249,7 +251,7 @@ mod tests {
             {"destination": "/b", "type": "bind", "source": "/srv/b", "options": ["nosuid"]}
         ]);
         let mut parsed: Spec = serde_json::from_value(spec).unwrap();
-        let volumes = container(&mut parsed, "web", None).unwrap();
+        let volumes = container(&mut parsed, "web", None).unwrap().volumes;
         let volume =
             |name: &str, source: &str, access| Volume { name: name.into(), source: source.into(), access };
         let wanted = [
@@ -272,17 +274,6 @@ mod tests {
         assert!(translated(spec.clone()).unwrap().get("hooks").is_none());
         spec["hooks"] = json!({"createRuntime": [{"path": "/bin/nvidia"}]});
         assert!(translated(spec).unwrap_err().to_string().contains("/bin/nvidia"));
-    }
-
-    #[test]
-    fn namespaces_of_others_are_refused() {
-        let mut spec = base();
-        spec["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}]);
-        assert!(translated(spec.clone()).unwrap_err().to_string().contains("/proc/7/ns/ipc"));
-        assert!(in_pod(spec.clone(), Some(8)).is_err(), "another process than the sandbox");
-        assert_eq!(in_pod(spec.clone(), Some(7)).unwrap()["linux"]["namespaces"], json!([{"type": "ipc"}]));
-        spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/7/ns/pid"}]);
-        assert!(in_pod(spec, Some(7)).unwrap_err().to_string().contains("pid"));
     }
 
     #[test]

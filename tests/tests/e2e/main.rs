@@ -7,6 +7,7 @@
 
 mod confined;
 mod containerd;
+mod cri;
 mod detached;
 mod exits;
 mod images;
