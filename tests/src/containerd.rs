@@ -73,7 +73,7 @@ impl Containerd {
     }
 
     /// Starts one with further lines of configuration, which `prepare` makes, with what belongs to them in this folder.
-    fn with(prepare: impl FnOnce(&Path) -> String) -> Self {
+    pub fn with(prepare: impl FnOnce(&Path) -> String) -> Self {
         let folder = TempDir::with_prefix("hull-e2e-").unwrap();
         let before = Some(Snapshot::take(folder.path()));
         let place = folder.path().display();
