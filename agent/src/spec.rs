@@ -14,6 +14,7 @@ mod scheduling;
 mod schema;
 mod seccomp;
 mod time;
+mod users;
 
 #[cfg(test)]
 mod tests;
@@ -21,11 +22,13 @@ mod tests;
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
-pub use mounts::{Filesystem, MountPoint, MountSpec, SharedTmpfs, Source};
+pub use mounts::{Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};
+pub use scheduling::Scheduling;
 pub use seccomp::SeccompFilter;
+pub use users::{IdMap, IdMappings};
 
 /// Why a spec was refused.
 #[derive(Debug, thiserror::Error)]

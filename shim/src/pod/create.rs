@@ -79,9 +79,9 @@ impl Pod {
         let order = Order { request: &request, bundle, document };
         let build = async {
             match (role, sandbox) {
-                (Role::Member { .. }, Some(sandbox)) => self.build_member(order, &sandbox).await,
-                (Role::Sandbox, _) => self.build_sandbox(order).await,
-                (Role::Alone | Role::Member { .. }, _) => self.build_alone(order).await,
+                (Role::Member { .. }, Some(sandbox)) => Box::pin(self.build_member(order, &sandbox)).await,
+                (Role::Sandbox, _) => Box::pin(self.build_sandbox(order)).await,
+                (Role::Alone | Role::Member { .. }, _) => Box::pin(self.build_alone(order)).await,
             }
         };
         let (container, rest) = tokio::select! {
@@ -154,6 +154,7 @@ impl Pod {
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
             vcpus: shape.vcpus,
+            online_vcpus: shape.vcpus,
             memory_mib: shape.memory_mib,
             disks: open.disks,
             // Without a file to share there is no broker.
@@ -194,6 +195,7 @@ impl Pod {
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
             vcpus: shape.vcpus,
+            online_vcpus: shape.vcpus,
             memory_mib: shape.memory_mib,
             disks: Vec::new(),
             // A container that comes later may share files.

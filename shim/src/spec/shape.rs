@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxCpu, Spec};
 
 use super::{Role, SpecError};
 use crate::config::VmDefaults;
@@ -87,8 +87,8 @@ impl Limits {
         let positive = |value: Option<i64>| u64::try_from(value?).ok().filter(|&value| value > 0);
         Self {
             memory_bytes: positive(memory),
-            cpu_quota: positive(cpu.and_then(|cpu| cpu.quota())),
-            cpu_period: cpu.and_then(|cpu| cpu.period()).filter(|&period| period > 0),
+            cpu_quota: positive(cpu.and_then(LinuxCpu::quota)),
+            cpu_period: cpu.and_then(LinuxCpu::period).filter(|&period| period > 0),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Pods through containerd's CRI plugin, as a kubelet makes them: several containers in one microVM.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 
 use hull_tests::containerd::{Containerd, busybox};
 use hull_tests::cri::*;
@@ -144,7 +144,7 @@ fn of(container: &str) -> ContainerRequest {
     ContainerRequest { container_id: container.into(), ..ContainerRequest::default() }
 }
 
-fn mount(host: &PathBuf, container: &str, readonly: bool) -> Mount {
+fn mount(host: &Path, container: &str, readonly: bool) -> Mount {
     let host_path = host.display().to_string();
     Mount { host_path, container_path: container.into(), readonly, ..Mount::default() }
 }
