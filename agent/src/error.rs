@@ -121,7 +121,7 @@ impl Error {
             | Self::Cancelled
             | Self::ForeignUsers(_)
             | Self::ShuttingDown
-            | Self::Launch(LaunchError::ContainerEnded)
+            | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_))
             | Self::Rootfs(RootfsError::NoDisk(_))
             | Self::Slot(SlotError::Unfit { .. })
             | Self::Cpu(CpuError::TooMany { .. }) => Code::FAILED_PRECONDITION,
