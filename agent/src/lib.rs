@@ -9,6 +9,7 @@
 //! | `outside` | the same agent on unix sockets, without a VM |
 //! | `agent` | connections in, service out |
 //! | `server`, `streams` | the API; standard streams |
+//! | `network` | the pod's network |
 //! | `container` | one actor for each container |
 //! | `spec`, `launch`, `rootfs`, `volumes`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
 //! | `sys` | system calls |
@@ -23,6 +24,7 @@ mod helper;
 pub mod init;
 mod launch;
 pub mod logger;
+mod network;
 pub mod outside;
 mod pod;
 mod reap;

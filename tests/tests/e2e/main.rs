@@ -12,6 +12,7 @@ mod detached;
 mod exits;
 mod images;
 mod limits;
+mod network;
 mod refused;
 mod streams;
 mod terminal;
