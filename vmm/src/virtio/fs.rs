@@ -18,7 +18,7 @@ use crate::jail::seccomp::FilterError;
 mod fuse;
 mod reply;
 mod request;
-mod session;
+pub mod session;
 #[cfg(test)]
 mod tests;
 mod worker;

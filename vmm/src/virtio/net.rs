@@ -141,6 +141,12 @@ impl Net {
         Ok(Self::over(config, tap))
     }
 
+    /// An interface whose other end is a socket that keeps frames apart.
+    #[cfg(feature = "testing")]
+    pub fn stand_in(config: &NetworkConfig, socket: OwnedFd) -> Self {
+        Self::over(config, Tap::stand_in(socket))
+    }
+
     fn over(config: &NetworkConfig, tap: Tap) -> Self {
         Self {
             name: format!("net-{}", config.name),
