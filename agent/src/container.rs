@@ -7,6 +7,7 @@
 mod actor;
 mod create;
 mod handle;
+mod join;
 mod process;
 
 pub use create::Creation;

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use crate::cgroup::CgroupParent;
+use crate::launch::Keeper;
 use crate::reap::Children;
 use crate::rootfs::Disks;
 use crate::sys;
 use crate::sys::mount::MountAttr;
-use crate::volumes::Volumes;
+use crate::volumes::{SharedTmpfs, Volumes};
 
 /// Why the agent cannot prepare itself.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,10 @@ pub struct Environment {
     pub disks: Disks,
     /// The pod's volumes.
     pub volumes: Volumes,
+    /// The tmpfs that the pod's containers share.
+    pub shared: SharedTmpfs,
+    /// The pod's shared namespaces.
+    pub keeper: Keeper,
     /// The agent's children that somebody waits for.
     pub children: Children,
 }
@@ -55,8 +60,8 @@ impl Environment {
     /// Makes the agent's directories below `run`, which must be on a private, writable mount.
     pub fn prepare(run: &Path, cgroups: CgroupParent, disks: Disks) -> Result<Self, EnvironmentError> {
         let mask = run.join("mask");
-        let volumes = run.join("volumes");
-        for directory in [run, &mask, &volumes, &run.join("containers")] {
+        let [volumes, shared] = ["volumes", "shared"].map(|name| run.join(name));
+        for directory in [run, &mask, &volumes, &shared, &run.join("containers")] {
             std::fs::create_dir_all(directory).map_err(|error| EnvironmentError {
                 what: "make",
                 path: directory.display().to_string(),
@@ -94,6 +99,8 @@ impl Environment {
             last_capability,
             cgroups,
             volumes: Volumes::new(&volumes, &disks),
+            shared: SharedTmpfs::new(&shared),
+            keeper: Keeper::default(),
             disks,
             children: Children::default(),
         })

@@ -57,6 +57,9 @@ pub enum Error {
         /// The agent's.
         ours: u32,
     },
+    /// Namespaces and ids that do not belong together.
+    #[error("user namespace: {0}")]
+    ForeignUsers(&'static str),
     /// The operation was given up because the container is being deleted or killed.
     #[error("the creation of the container was cancelled")]
     Cancelled,
@@ -112,6 +115,7 @@ impl Error {
             Self::Exists { .. } | Self::Attach(AttachError::Taken) => Code::ALREADY_EXISTS,
             Self::State { .. }
             | Self::Cancelled
+            | Self::ForeignUsers(_)
             | Self::ShuttingDown
             | Self::Launch(LaunchError::ContainerEnded)
             | Self::Rootfs(RootfsError::NoDisk(_))
@@ -122,7 +126,7 @@ impl Error {
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
             | Self::Cgroup(CgroupError::Refused { .. } | CgroupError::BelowUsage { .. })
             | Self::Rootfs(RootfsError::NoLower | RootfsError::Serial(_) | RootfsError::NoSize)
-            | Self::Launch(LaunchError::Program(_))
+            | Self::Launch(LaunchError::Program(_) | LaunchError::Unmapped { .. })
             | Self::Pod(PodError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Spec(SpecError::Unsupported { .. })
             | Self::Cgroup(CgroupError::Missing(_))

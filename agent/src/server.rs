@@ -15,7 +15,7 @@ use crate::environment::Environment;
 use crate::error::Error;
 use crate::pod;
 use crate::slots::{self, Action};
-use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter};
+use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter, Statements};
 use crate::sys::terminal::WindowSize;
 
 /// The longest time that processes get between SIGTERM and SIGKILL at a shutdown.
@@ -56,7 +56,9 @@ impl Service {
         let filter = request.seccomp.as_ref();
         let filter =
             filter.map(|filter| SeccompFilter::from_bytes(&filter.program, filter.flags)).transpose()?;
-        let (spec, notes) = ContainerSpec::from_json(&request.spec, filter)?;
+        let statements =
+            request.namespaces.as_ref().map(Statements::from_api).transpose()?.unwrap_or_default();
+        let (spec, notes) = ContainerSpec::from_json(&request.spec, filter, &statements)?;
         for note in notes {
             log::info!("container {id}: {note}");
         }

@@ -7,23 +7,28 @@ mod capabilities;
 mod config;
 mod devices;
 mod mounts;
+mod namespaces;
 mod process;
 mod resources;
 mod scheduling;
 mod schema;
 mod seccomp;
 mod time;
+mod users;
 
 #[cfg(test)]
 mod tests;
 
 pub use capabilities::CapabilitySets;
-pub use config::{ContainerSpec, DeviceNode, Share, Sysctl};
+pub use config::{ContainerSpec, DeviceNode, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
-pub use mounts::{Filesystem, MountPoint, MountSpec, Source};
+pub use mounts::{Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
+pub use namespaces::{Origin, Statements};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};
+pub use scheduling::Scheduling;
 pub use seccomp::SeccompFilter;
+pub use users::{IdMap, IdMappings};
 
 /// Why a spec was refused.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 
 use arbitrary::{Result, Unstructured};
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, NetworkConfig, PmemConfig, RateLimits, TokenBucket,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, NetworkConfig, NetworkLimits, PmemConfig, RateLimits,
+    TokenBucket,
 };
 use hull_vmm::virtio::VirtioDevice;
 use hull_vmm::virtio::balloon::{Balloon, BalloonControl};
@@ -259,7 +260,12 @@ impl Peer for Wire {
 fn network() -> (Net, Wire) {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let config = NetworkConfig { name: "fuzz".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+    let config = NetworkConfig {
+        name: "fuzz".into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        limits: NetworkLimits::default(),
+    };
     (Net::stand_in(&config, ours), Wire(theirs))
 }
 

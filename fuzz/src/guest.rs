@@ -21,7 +21,8 @@ const PAGE: usize = 0x1000;
 /// Descriptors of each ring.
 const SIZE: u16 = 16;
 /// Memory of one queue's rings.
-const QUEUE_AREA: u64 = 0x400;
+const QUEUE_AREA: u64 = AREA as u64;
+const AREA: usize = 0x400;
 const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 /// Actions of one input at most, and turns of the event loop after each.
@@ -121,7 +122,9 @@ impl<P: Peer> Guest<P> {
                 9 => self.read(u)?,
                 10 => self.poke(u)?,
                 11..=12 => self.peer.act(u)?,
-                13 => self.transport.quiesce(),
+                13 => {
+                    let _quiet = self.transport.quiesce();
+                }
                 14 => self.jump(u)?,
                 _ => {
                     let wanted = if u.ratio(1, 2)? { u64::MAX } else { u.arbitrary()? };
@@ -168,7 +171,7 @@ impl<P: Peer> Guest<P> {
         for index in 0..self.queues.len() {
             let base = self.queues[index].base;
             self.queues[index] = Ring { base, next_descriptor: 0, available: 0 };
-            let area = [0; QUEUE_AREA as usize];
+            let area = [0; AREA];
             self.memory.guest.write_slice(&area, GuestAddress(base)).unwrap();
             self.set(0x30, u32::try_from(index).unwrap());
             self.set(0x38, u32::from(SIZE));

@@ -42,6 +42,13 @@ pub const VOLUMES_TAG: &str = "volumes";
 /// The type of a mount in a container's spec whose source is a volume's name.
 pub const VOLUME_MOUNT: &str = "hull-volume";
 
+/// The type of a mount in a container's spec that is a tmpfs of the pod: whoever mounts the same source, a name like an id's
+/// ([`is_valid_id`]), mounts the same files. They live as long as the pod.
+///
+/// Of its options, `size`, `mode`, `nr_inodes`, `uid` and `gid` shape the tmpfs when it is mounted first, and mean nothing
+/// afterwards; `size` must be given. For the pod's /dev/shm and for volumes in memory.
+pub const SHARED_TMPFS_MOUNT: &str = "hull-shared-tmpfs";
+
 /// Generated messages, client and server traits.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unused_qualifications)]
 pub mod api {

@@ -446,7 +446,8 @@ pub enum ExportAccess {
     ReadWrite,
 }
 
-/// What the shim tells the broker.
+/// What the shim tells the broker, before the VM runs and while it runs, with the file system mounted or not. The guest
+/// finds an export that was added by looking it up in the root: nothing tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", content = "with", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Control {

@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::{Identity, SERVE};
+use crate::config::{Config, ConfigError};
 use crate::paths::{PathError, PodSockets, state_root};
 use crate::record::{ADDRESS_FILE, SHIM_LOG_FILE, write_atomically};
 use crate::undo::remove_file;
@@ -29,6 +30,9 @@ const LOCK_ATTEMPTS: u32 = 100;
 /// Why there is no shim.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The socket has no place.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -54,6 +58,8 @@ pub fn start(identity: &Identity) -> Result<String, BootstrapError> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(step("find", Path::new("the working directory")))?,
     };
+    // Read again by the shim itself; said here, where the client hears it.
+    Config::load()?;
     let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
     sockets.create_directory()?;
     let _lock = lock(&sockets.lock)?;

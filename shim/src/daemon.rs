@@ -15,6 +15,7 @@ use ttrpc::asynchronous::transport::Listener;
 
 use crate::args::{Identity, Verbosity};
 use crate::bootstrap::LISTENER_FD;
+use crate::config::{Config, ConfigError, LogLevel};
 use crate::container::own_record;
 use crate::events::{ADDRESS_VARIABLE, Events};
 use crate::logging;
@@ -34,6 +35,9 @@ pub enum DaemonError {
     /// The listening socket was not handed over.
     #[error("no listening socket as descriptor {LISTENER_FD}: this action is for `start` to use ({0})")]
     Listener(io::Error),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The runtime could not be made.
     #[error("cannot start: {0}")]
     Runtime(#[from] io::Error),
@@ -50,9 +54,11 @@ pub enum DaemonError {
 
 /// Serves the pod on the socket that `start` bound.
 pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
-    logging::start(match identity.verbosity {
-        Verbosity::Normal => log::LevelFilter::Info,
-        Verbosity::Debug => log::LevelFilter::Debug,
+    let config = Config::load()?;
+    logging::start(match (identity.verbosity, config.log) {
+        (Verbosity::Debug, _) | (_, LogLevel::Debug) => log::LevelFilter::Debug,
+        (Verbosity::Normal, LogLevel::Info) => log::LevelFilter::Info,
+        (Verbosity::Normal, LogLevel::Warn) => log::LevelFilter::Warn,
     });
     let listener = inherited_listener().map_err(DaemonError::Listener)?;
     let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
@@ -60,7 +66,7 @@ pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
     if let Some(bundle) = &identity.bundle {
         own_record(vec![sockets.task.clone(), sockets.streams.clone()]).write(bundle)?;
     }
-    let result = runtime.block_on(serve_pod(listener, sockets, identity.namespace.clone()));
+    let result = runtime.block_on(serve_pod(config, listener, sockets, identity.namespace.clone()));
     // A blocked write to a file on a dead disk must not keep the process alive.
     runtime.shutdown_background();
     result
@@ -68,6 +74,7 @@ pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
 
 /// Serves a pod on `listener` until it is finished.
 pub async fn serve_pod(
+    config: Config,
     listener: StdListener,
     sockets: PodSockets,
     namespace: String,
@@ -75,7 +82,7 @@ pub async fn serve_pod(
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace);
-    let pod = Arc::new(Pod::new(sockets.clone(), events));
+    let pod = Arc::new(Pod::new(config, sockets.clone(), events));
     let mut server = Server::new()
         .add_listener(Listener::new(own_user_only(listener)))
         .register_service(service::services(&pod));

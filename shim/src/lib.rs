@@ -10,6 +10,7 @@ mod args;
 mod bootstrap;
 mod cleanup;
 pub mod client;
+pub mod config;
 mod container;
 mod daemon;
 mod error;

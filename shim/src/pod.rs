@@ -27,11 +27,11 @@ use tokio::sync::watch;
 pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
 pub use broker::{Broker, BrokerError};
-pub use jail::JailVariableError;
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, RootfsError, RootfsPlan};
 pub use vm::{Booting, PowerOff, StartError, Vm, VmSpec};
 
+use crate::config::Config;
 use crate::container::Container;
 use crate::error::TaskError;
 use crate::events::{Event, Events};
@@ -95,6 +95,7 @@ pub enum PodState {
 
 /// A pod.
 pub struct Pod {
+    config: Config,
     events: Mutex<Events>,
     sockets: PodSockets,
     table: Mutex<BTreeMap<String, Slot>>,
@@ -104,8 +105,9 @@ pub struct Pod {
 
 impl Pod {
     /// A pod without containers.
-    pub fn new(sockets: PodSockets, events: Events) -> Self {
+    pub fn new(config: Config, sockets: PodSockets, events: Events) -> Self {
         Self {
+            config,
             events: Mutex::new(events),
             sockets,
             table: Mutex::default(),

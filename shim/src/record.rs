@@ -17,6 +17,13 @@ pub mod annotation {
     pub const VCPUS: &str = "dev.hull.vm.vcpus";
     /// Who ends the pod, one of [`Lifecycle`](super::Lifecycle)'s words.
     pub const LIFECYCLE: &str = "dev.hull.lifecycle";
+    /// What the names of all of them begin with.
+    pub const PREFIX: &str = "dev.hull.";
+    /// Those that a pod's own specification may carry where the administrator allows it.
+    pub const FOR_PODS: &[&str] = &[MEMORY_MIB, VCPUS];
+    /// containerd's CRI plugin says by it that a container was asked for through Kubernetes: the other annotations may then
+    /// be a user's.
+    pub const CRI_CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 }
 
 /// File in the bundle: how the container's init process ended, an [`ExitRecord`].

@@ -18,7 +18,8 @@ use ttrpc::proto::Code;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
-use crate::record::Lifecycle;
+use crate::config::{Config, FILE};
+use crate::record::{Lifecycle, annotation};
 
 /// The longest config.json, in bytes; it must fit in one message to the agent.
 const CONFIG_MAX: u64 = 2 << 20;
@@ -61,6 +62,9 @@ pub enum SpecError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// An annotation of ours that a pod's specification must not carry.
+    #[error("annotation {0} is not allowed: an administrator allows it by annotations.allow in {FILE}")]
+    NotAllowed(String),
     /// The seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] hull_seccomp::Error),
@@ -80,6 +84,7 @@ impl SpecError {
             | Self::Malformed { .. }
             | Self::Missing(_)
             | Self::Annotation { .. }
+            | Self::NotAllowed(_)
             | Self::TooLong(_) => Code::INVALID_ARGUMENT,
             Self::Read { .. } => Code::UNKNOWN,
         }
@@ -105,7 +110,7 @@ pub struct ContainerConfig {
 
 impl ContainerConfig {
     /// Reads `config.json` of a bundle.
-    pub fn read(bundle: &Path, id: &str) -> Result<Self, SpecError> {
+    pub fn read(bundle: &Path, id: &str, config: &Config) -> Result<Self, SpecError> {
         let path = bundle.join("config.json");
         let failed = |source| SpecError::Read { path: path.clone(), source };
         let mut bytes = Vec::new();
@@ -114,13 +119,14 @@ impl ContainerConfig {
         if bytes.len() as u64 > CONFIG_MAX {
             return Err(SpecError::TooLong(path));
         }
-        Self::parse(&bytes, id)
+        Self::parse(&bytes, id, config)
     }
 
-    fn parse(json: &[u8], id: &str) -> Result<Self, SpecError> {
+    fn parse(json: &[u8], id: &str, config: &Config) -> Result<Self, SpecError> {
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
-        let shape = VmShape::of(&spec)?;
+        annotations_allowed(&spec, config)?;
+        let shape = VmShape::of(&spec, &config.vm)?;
         let lifecycle = shape::lifecycle(&spec)?;
         let volumes = translate::container(&mut spec, id)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
@@ -133,6 +139,19 @@ impl ContainerConfig {
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
         Ok(Self { guest_spec, seccomp, volumes, shape, hostname, lifecycle })
     }
+}
+
+/// Whoever may write a pod's specification is not the administrator: of Hull's annotations it may carry those on the
+/// administrator's list. Other clients of containerd, and `hull`, are the host's root.
+fn annotations_allowed(spec: &Spec, config: &Config) -> Result<(), SpecError> {
+    let Some(annotations) = spec.annotations() else { return Ok(()) };
+    if !annotations.contains_key(annotation::CRI_CONTAINER_TYPE) {
+        return Ok(());
+    }
+    let refused = annotations
+        .keys()
+        .find(|name| name.starts_with(annotation::PREFIX) && !config.allowed_annotations.contains(*name));
+    refused.map_or(Ok(()), |name| Err(SpecError::NotAllowed(name.clone())))
 }
 
 /// Translates the Process of an exec: JSON in, JSON out.
@@ -150,4 +169,29 @@ pub fn update_resources(json: &[u8]) -> Result<Vec<u8>, SpecError> {
     let mut resources: LinuxResources = serde_json::from_slice(json).map_err(malformed)?;
     translate::resources(&mut resources);
     serde_json::to_vec(&resources).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_specification_carries_only_what_the_administrator_allows() {
+        let spec = |annotations: &str| -> Spec {
+            serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{{annotations}}}}}"#))
+                .unwrap()
+        };
+        let by_cri =
+            spec(r#""io.kubernetes.cri.container-type":"sandbox","dev.hull.vm.vcpus":"8","other":"x""#);
+        let error = annotations_allowed(&by_cri, &Config::default()).unwrap_err();
+        assert!(matches!(&error, SpecError::NotAllowed(name) if name == "dev.hull.vm.vcpus"), "{error}");
+        assert_eq!(error.code(), Code::INVALID_ARGUMENT);
+        let allowing =
+            Config { allowed_annotations: [annotation::VCPUS.to_owned()].into(), ..Config::default() };
+        annotations_allowed(&by_cri, &allowing).unwrap();
+        // Life cycles are the host's business, whatever the list says; ctr and hull are the host's.
+        let lifecycle = spec(r#""io.kubernetes.cri.container-type":"container","dev.hull.lifecycle":"keep""#);
+        annotations_allowed(&lifecycle, &allowing).unwrap_err();
+        annotations_allowed(&spec(r#""dev.hull.vm.vcpus":"8""#), &Config::default()).unwrap();
+    }
 }

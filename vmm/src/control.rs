@@ -33,7 +33,7 @@ enum Phase {
     /// The jail is open.
     Free,
     /// The VM is being described.
-    Describing(Description),
+    Describing(Box<Description>),
     /// The jail did not close.
     Unsafe,
     /// The boot failed.
@@ -127,7 +127,7 @@ fn close_jail(config: JailConfig, fds: &[OwnedFd]) -> Step {
         return Step::Answer(Phase::Free, Message::Failed(failure));
     }
     match jail::enter(config).and_then(|()| jail::forbid()) {
-        Ok(()) => Step::Answer(Phase::Describing(Description::default()), Message::Done),
+        Ok(()) => Step::Answer(Phase::Describing(Box::default()), Message::Done),
         // Some of it may be done: there is no way back to before.
         Err(error) => {
             let failure = Failure { code: FailureCode::Jail, message: chain(&error) };
@@ -136,7 +136,7 @@ fn close_jail(config: JailConfig, fds: &[OwnedFd]) -> Step {
     }
 }
 
-fn describe(mut description: Description, request: Request, fds: Vec<OwnedFd>) -> Step {
+fn describe(mut description: Box<Description>, request: Request, fds: Vec<OwnedFd>) -> Step {
     let result = match request {
         Request::Machine(config) => description.set_machine(config, fds),
         Request::AddDisk(config) => description.add_disk(&config, fds),
@@ -264,7 +264,7 @@ fn slot_failure(error: &SlotError) -> Failure {
     let code = match error {
         SlotError::Kvm(_) => FailureCode::Kvm,
         SlotError::Full | SlotError::Transport { .. } => FailureCode::Resources,
-        SlotError::Duplicate(_) | SlotError::InUse(_) => FailureCode::WrongState,
+        SlotError::Duplicate(_) | SlotError::InUse(_) | SlotError::Busy(_) => FailureCode::WrongState,
         SlotError::NotThere(_) => FailureCode::NotFound,
     };
     Failure { code, message: chain(error) }

@@ -13,7 +13,7 @@ use crate::boot::cmdline::MmioDevice;
 use crate::kvm::{KvmError, Vm};
 use crate::layout;
 use crate::virtio::mmio::{self, QUEUE_NOTIFY, WINDOW_SIZE};
-use crate::virtio::{MmioTransport, VirtioDevice};
+use crate::virtio::{MmioTransport, Quiet, VirtioDevice};
 
 /// Interrupt lines: those above the ISA lines first, then the ISA lines that no PC device claims. Slots that are that far
 /// apart share one; each device has its own status register, so their drivers know whose interrupt it was.
@@ -37,6 +37,9 @@ pub enum SlotError {
     /// A driver holds the device.
     #[error("the guest's driver still holds {0}")]
     InUse(String),
+    /// The host does not finish what the device has in flight.
+    #[error("the host has not finished what {0} has asked of it")]
+    Busy(String),
     /// The transport could not be made.
     #[error("cannot set up the device {name}")]
     Transport {
@@ -105,7 +108,9 @@ impl Devices {
         if how == Unplug::Released && transport.has_driver() {
             return Err(SlotError::InUse(name.to_owned()));
         }
-        transport.quiesce();
+        if transport.quiesce() == Quiet::NotYet && how == Unplug::Released {
+            return Err(SlotError::Busy(name.to_owned()));
+        }
         disconnect(vm, place, transport)?;
         let Slot::Device(mut transport) = std::mem::replace(&mut *slot, Slot::Placeholder) else {
             return Err(not_there());

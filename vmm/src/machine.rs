@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hull_protocol::vmm::{ExitReason, Unplug, VmStats};
+use hull_protocol::vmm::{ExitReason, STATS_VERSION, Unplug, VmStats};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -30,9 +30,10 @@ use crate::vcpu::gate::{Gate, GateError};
 use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::balloon::BalloonControl;
+use crate::virtio::fs::FileThread;
 use crate::virtio::mem::MemControl;
 use crate::virtio::pmem::FileRegion;
-use crate::virtio::{MmioTransport, VirtioDevice};
+use crate::virtio::{MmioTransport, Quiet, VirtioDevice};
 
 /// A machine without its devices.
 #[derive(Debug)]
@@ -65,6 +66,8 @@ pub struct Plan {
     pub hotplug: Option<(Range<u64>, MemControl)>,
     /// Files that are in its memory.
     pub files: Vec<FileRegion>,
+    /// What serves shared files, now or later.
+    pub file_thread: FileThread,
 }
 
 /// Why a VM cannot be built.
@@ -105,6 +108,17 @@ pub enum BootError {
     Thread(#[source] io::Error),
 }
 
+/// Why a VM is not paused.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// Its vCPUs do not stop, or have stopped already.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// A device does not become quiet. The VM goes on.
+    #[error("the host has not finished what {0} has asked of it")]
+    Busy(String),
+}
+
 /// A running VM.
 pub struct Machine {
     vcpus: Vec<VcpuThread>,
@@ -112,6 +126,7 @@ pub struct Machine {
     devices: Arc<Devices>,
     balloon: Option<BalloonControl>,
     hotplug: Option<MemControl>,
+    file_thread: FileThread,
     ram: RamSize,
     /// Dropped after the threads that use it are gone.
     vm: Vm,
@@ -121,7 +136,7 @@ impl Machine {
     /// Builds the VM, lets its vCPUs run and closes the system call filters; the caller's thread is the event loop from
     /// here on. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices, balloon, hotplug, files } = plan;
+        let Plan { board, devices, balloon, hotplug, files, file_thread } = plan;
         let (region, hotplug) = hotplug.unzip();
         let ram = board.ram;
         let memory = memory::allocate(board.ram, region)?;
@@ -145,8 +160,8 @@ impl Machine {
         });
         kick::install().map_err(BootError::Signal)?;
         let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
-        let mut machine =
-            Self { vcpus: Vec::with_capacity(vcpus.len()), shared, devices, balloon, hotplug, ram, vm };
+        let threads = Vec::with_capacity(vcpus.len());
+        let mut machine = Self { vcpus: threads, shared, devices, balloon, hotplug, file_thread, ram, vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, for_vcpus.clone(), Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -184,6 +199,11 @@ impl Machine {
         self.hotplug.as_ref()
     }
 
+    /// What serves shared files.
+    pub fn file_thread(&self) -> &FileThread {
+        &self.file_thread
+    }
+
     /// Its memory.
     pub fn ram(&self) -> RamSize {
         self.ram
@@ -192,6 +212,8 @@ impl Machine {
     /// Counters since the start.
     pub fn stats(&self) -> VmStats {
         let mut stats = VmStats {
+            version: STATS_VERSION,
+            ram_bytes: self.ram.bytes(),
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
             hotplug: self.hotplug.as_ref().map(MemControl::stats),
             balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
@@ -203,10 +225,7 @@ impl Machine {
             vcpu.counters().add_to(&mut stats.exits);
         }
         self.devices.for_each(|_, device| {
-            let counters = device.counters();
-            stats.notifications.insert(device.name().to_owned(), counters.notifications);
-            stats.interrupts.insert(device.name().to_owned(), counters.interrupts);
-            stats.host_errors.insert(device.name().to_owned(), counters.host_errors);
+            stats.devices.insert(device.name().to_owned(), device.counters());
         });
         stats
     }
@@ -223,10 +242,17 @@ impl Machine {
 
     /// Stops all vCPUs, then the devices: nothing is in flight when this returns. Nobody may call a device before
     /// [`resume`](Self::resume).
-    pub fn pause(&self) -> Result<(), GateError> {
+    pub fn pause(&self) -> Result<(), PauseError> {
         self.shared.gate.close(|| self.vcpus.iter().for_each(VcpuThread::kick))?;
-        self.devices.for_each(|_, device| device.quiesce());
-        Ok(())
+        let mut busy = None;
+        self.devices.for_each(|_, device| {
+            if device.quiesce() == Quiet::NotYet {
+                busy.get_or_insert_with(|| device.name().to_owned());
+            }
+        });
+        let Some(device) = busy else { return Ok(()) };
+        self.shared.gate.open()?;
+        Err(PauseError::Busy(device))
     }
 
     /// Lets a paused VM go on.
@@ -259,7 +285,9 @@ impl Machine {
                     device.queue_event(queue);
                 }
             }
-            device.quiesce();
+            if device.quiesce() == Quiet::NotYet {
+                log::error!("the host has not finished what {} has asked of it", device.name());
+            }
         });
         self.shared.bus.console().flush();
     }

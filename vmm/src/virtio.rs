@@ -25,5 +25,5 @@ pub mod segments;
 mod testing;
 pub mod vsock;
 
-pub use device::{Activated, DeviceError, VirtioDevice};
-pub use mmio::{DeviceCounters, MmioTransport};
+pub use device::{Activated, DeviceError, Quiet, VirtioDevice};
+pub use mmio::MmioTransport;

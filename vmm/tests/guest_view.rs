@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 
-use hull_protocol::vmm::{ExitReason, MachineConfig, Request};
+use hull_protocol::vmm::{DeviceStats, ExitReason, MachineConfig, Request, STATS_VERSION};
 use support::guest::{CONSOLE, Code};
 use support::shim::{Vmm, machine};
 
@@ -171,7 +171,8 @@ fn a_device_serves_its_queue() {
             break stats;
         }
     };
-    assert_eq!((stats.notifications["rng"], stats.interrupts["rng"]), (1, 1));
+    let rng = DeviceStats { notifications: 1, interrupts: 1, bytes_to_guest: 8, ..DeviceStats::default() };
+    assert_eq!((stats.version, stats.devices["rng"], stats.ram_bytes), (STATS_VERSION, rng, 64 << 20));
     // KVM took the notification itself: of 16 register writes 15 came to the monitor.
     assert_eq!(stats.exits["mmio_write"], 15);
     vmm.done(&Request::Stop, &[]);

@@ -258,7 +258,7 @@ fn queues_that_are_reprogrammed_while_they_run() {
     }
     let victim = boot(&code.halt().kernel());
     let stats = victim.wait_for_console(3);
-    assert!(stats.notifications["blk-disk"] > 3, "{stats:?}");
+    assert!(stats.devices["blk-disk"].notifications > 3, "{stats:?}");
     assert_eq!(victim.end(), [0x5a; 3]);
 }
 
@@ -284,7 +284,7 @@ fn chains_that_loop_and_chains_of_nonsense() {
                 }
                 // Eight heads, or an index that has run far ahead.
                 for pair in 0..SIZE / 2 {
-                    code = code.store(ring + 0x104 + 4 * pair, (2 * pair + 1) << 16 | 2 * pair);
+                    code = code.store(ring + 0x104 + 4 * pair, ((2 * pair + 1) << 16) | (2 * pair));
                 }
                 let index = if random.below(4) == 0 { random.below(0xffff) } else { SIZE };
                 code = code.store(ring + 0x100, index << 16).store(window + NOTIFY, queue);
@@ -307,7 +307,7 @@ fn a_flood_of_notifications_and_a_ring_that_is_always_full_starve_nobody() {
         code = descriptor(code, ring, index, (BUFFERS + 0x1_0000 * (index + 1), 0x1_0000, 2, 0));
     }
     for pair in 0..SIZE / 2 {
-        code = code.store(ring + 0x104 + 4 * pair, (2 * pair + 1) << 16 | 2 * pair);
+        code = code.store(ring + 0x104 + 4 * pair, ((2 * pair + 1) << 16) | (2 * pair));
     }
     let again = code.here();
     for _ in 0..50 {
@@ -325,7 +325,7 @@ fn a_flood_of_notifications_and_a_ring_that_is_always_full_starve_nobody() {
     let code = read_the_disk(code).jump(again);
     let victim = boot(&code.kernel());
     let stats = victim.wait_for_console(5);
-    assert!(stats.notifications["rng"] > 0 && stats.exits["mmio_write"] > 0, "{stats:?}");
+    assert!(stats.devices["rng"].notifications > 0 && stats.exits["mmio_write"] > 0, "{stats:?}");
     let console = victim.end();
     assert!(console.iter().all(|byte| *byte == 0x5a), "{console:?}");
 }

@@ -5,12 +5,14 @@
 mod support;
 
 use std::fs::{self, File};
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use hull_protocol::fs::BrokerChannel;
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, Message, NetworkConfig,
-    RateLimits, Request, Unplug,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, FsCache, FsConfig, Message,
+    NetworkConfig, NetworkLimits, RateLimits, Request, TokenBucket, Unplug,
 };
 use nix::sched::{CloneFlags, unshare};
 use support::guest::Code;
@@ -156,8 +158,11 @@ fn a_network_comes_and_goes() {
     // Answered by the event loop, which has its descriptors by then.
     vmm.stats();
     let files = descriptors(&vmm);
-    let network =
-        Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac: [2, 3, 4, 5, 6, 7], mtu: 1500 });
+    let bucket = TokenBucket { size: NonZeroU64::MIN, refill_ms: NonZeroU32::MIN, one_time_burst: 0 };
+    let limits = RateLimits { bandwidth: Some(bucket), operations: None };
+    let limits = NetworkLimits { to_guest: limits, from_guest: limits };
+    let mac = [2, 3, 4, 5, 6, 7];
+    let network = Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac, mtu: 1500, limits });
     let unplug = Request::Unplug { name: "net-eth0".into(), how: Unplug::Released };
     for _ in 0..20 {
         assert_eq!(vmm.ask(&network, &[tap().as_fd()]), Message::Plugged { slot: 1 });
@@ -168,6 +173,30 @@ fn a_network_comes_and_goes() {
     vmm.refused(&network, &[file(b"").as_fd()], InvalidRequest);
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().1, [1, 0, 0, 0, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_file_system_comes_and_goes() {
+    // Device id, and the first four bytes of the tag.
+    let code = Code::new().wait_for(WINDOW + 8).load(WINDOW + 8).print_eax().load(WINDOW + 0x100).print_eax();
+    let vmm = boot(&code.halt());
+    vmm.stats();
+    let files = descriptors(&vmm);
+    let fs = Request::AddFs(FsConfig { tag: "volumes".into(), cache: FsCache::Auto });
+    let unplug = Request::Unplug { name: "fs-volumes".into(), how: Unplug::Released };
+    let broker = || OwnedFd::from(BrokerChannel::pair().unwrap().0);
+    for _ in 0..100 {
+        assert_eq!(vmm.ask(&fs, &[broker().as_fd()]), Message::Plugged { slot: 1 });
+        wait_for_console(&vmm, 8);
+        let message = vmm.refused(&fs, &[broker().as_fd()], WrongState);
+        assert!(message.contains("one file system device"), "{message}");
+        vmm.done(&unplug, &[]);
+    }
+    assert_eq!(descriptors(&vmm), files);
+    vmm.refused(&fs, &[file(b"").as_fd()], InvalidRequest);
+    vmm.refused(&fs, &[], InvalidRequest);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().1, b"\x1a\0\0\0volu");
 }
 
 #[test]
@@ -182,7 +211,7 @@ fn a_disk_in_use_is_taken_only_by_force() {
     assert!(message.contains("still holds blk-a"), "{message}");
     vmm.done(&unplug("a", Unplug::Forced), &[]);
     wait_for_console(&vmm, 9);
-    assert!(!vmm.stats().notifications.contains_key("blk-a"));
+    assert!(!vmm.stats().devices.contains_key("blk-a"));
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().1, b"Avirt\0\0\0\0");
 }

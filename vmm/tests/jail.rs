@@ -17,9 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use hull_protocol::fs::BrokerChannel;
 use hull_protocol::vmm::{
     Channel, DENIED_STATUS, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode,
-    JailConfig, JailNetwork, RateLimits, Request, TokenBucket, VERSION, VsockConfig,
+    FsCache, FsConfig, JailConfig, JailNetwork, RateLimits, Request, TokenBucket, VERSION, VsockConfig,
 };
 use hull_vmm::jail::limits::FILES;
 use nix::sys::resource::{Resource, getrlimit};
@@ -45,7 +46,7 @@ fn is_root() -> bool {
 fn boot_all_kinds() -> Vmm {
     let mut code = Code::new();
     for _ in 0..3 {
-        for (slot, queues) in [(0, 1), (1, 3), (2, 1), (3, 2), (4, 1)] {
+        for (slot, queues) in [(0, 1), (1, 3), (2, 1), (3, 2), (4, 1), (5, 2)] {
             code = drive(code, 0xd000_0000 + 0x1000 * slot, queues);
         }
     }
@@ -65,9 +66,12 @@ fn boot_all_kinds() -> Vmm {
     vmm.done(&Request::AddEntropy, &[]);
     vmm.done(&Request::AddBalloon, &[]);
     vmm.done(&Request::AddHotplugMemory { mib: 128 }, &[]);
+    let (broker, _) = BrokerChannel::pair().unwrap();
+    let fs = FsConfig { tag: "volumes".into(), cache: FsCache::Auto };
+    vmm.done(&Request::AddFs(fs), &[OwnedFd::from(broker).as_fd()]);
     vmm.done(&Request::Boot, &[]);
     // Answers from the event loop, while the guest works.
-    while vmm.stats().console_bytes < 3 * 5 + 4 {
+    while vmm.stats().console_bytes < 3 * 6 + 4 {
         std::thread::yield_now();
     }
     vmm
@@ -123,7 +127,7 @@ fn boot_and_settle() -> (Vmm, BTreeMap<String, PathBuf>) {
     loop {
         let threads = threads(&vmm);
         let filtered = threads.values().all(|thread| status(thread)["Seccomp_filters"] == "2");
-        if threads.len() == 3 && filtered || Instant::now() > patience {
+        if threads.len() == 4 && filtered || Instant::now() > patience {
             return (vmm, threads);
         }
         std::thread::yield_now();
@@ -133,7 +137,7 @@ fn boot_and_settle() -> (Vmm, BTreeMap<String, PathBuf>) {
 #[test]
 fn every_thread_is_jailed() {
     let (vmm, threads) = boot_and_settle();
-    assert_eq!(threads.keys().collect::<Vec<_>>(), ["hull-vmm", "vcpu0", "vcpu1"]);
+    assert_eq!(threads.keys().collect::<Vec<_>>(), ["fs", "hull-vmm", "vcpu0", "vcpu1"]);
     for (name, thread) in &threads {
         let status = status(thread);
         let mut expected: Vec<(&str, String)> =
@@ -198,10 +202,10 @@ fn every_thread_has_its_own_namespaces_and_an_empty_root() {
 fn devices_work_under_the_filters() {
     let vmm = boot_all_kinds();
     // What starts and resets a device runs on the vCPU's thread: a denied call there would have been the end.
-    assert!(vmm.stats().exits["mmio_write"] > 3 * 5 * 10);
+    assert!(vmm.stats().exits["mmio_write"] > 3 * 6 * 10);
     vmm.done(&Request::Stop, &[]);
     let (reason, console, status) = vmm.end();
-    let expected = [[15; 3 * 5].as_slice(), b"done"].concat();
+    let expected = [[15; 3 * 6].as_slice(), b"done"].concat();
     assert_eq!((reason, console, status), (ExitReason::Stopped, expected, 0));
 }
 
@@ -252,14 +256,14 @@ fn open_descriptors_are_those_of_the_list() {
         ("control socket", 1),
         // The disk and the console's log.
         ("file", 2),
-        // vsock: the listener and the channel of its port.
-        ("socket", 2),
+        // vsock: the listener and the channel of its port. The file broker's, twice.
+        ("socket", 2 + 2),
         ("anon_inode:kvm-vm", 1),
         ("anon_inode:kvm-vcpu", 2),
         ("anon_inode:kvm-vcpu-stats", 2),
         // The end of the VM, the console's interrupt; each device's interrupt, and two for each of its queues.
-        // And what the balloon and the memory hear by how large they are to be.
-        ("anon_inode:[eventfd", 2 + 5 + 2 * (1 + 3 + 1 + 4 + 1) + 2 + rings),
+        // And what the balloon and the memory hear by how large they are to be, and what the file system reports by.
+        ("anon_inode:[eventfd", 2 + 6 + 2 * (1 + 3 + 1 + 4 + 1 + 2) + 2 + 1 + rings),
         // The disk's limits.
         ("anon_inode:[timerfd", 1),
         ("anon_inode:[io_uring", rings),

@@ -158,12 +158,22 @@ impl Process {
     }
 }
 
+/// What the end of a process means for the others of its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Nothing, or the kernel sees to it: process 1 of a pid namespace takes everybody in it along.
+    Stay,
+    /// They are killed.
+    Killed,
+}
+
 /// Waits for the end of a process and the end of its output.
 pub async fn supervise(
     children: Children,
     cgroup: Arc<Cgroup>,
     pid: libc::pid_t,
     pidfd: Arc<OwnedFd>,
+    others: Others,
     streams: Running,
     phase: watch::Sender<Phase>,
 ) -> Exit {
@@ -172,6 +182,11 @@ pub async fn supervise(
         Ended::Killed(libc::SIGKILL)
     });
     let at_nanos = now_nanos();
+    if others == Others::Killed
+        && let Err(error) = cgroup.kill()
+    {
+        log::error!("cannot end what process {pid} left behind: {error}");
+    }
     phase.send_if_modified(|phase| match phase {
         Phase::Running => {
             *phase = Phase::Exited;

@@ -1,45 +1,36 @@
 //! The whole config.json.
 
-use std::collections::HashSet;
 use std::ffi::CString;
 
 use super::devices::DeviceRules;
-use super::mounts::{MountPoint, MountSpec, Source, root_propagation};
+use super::mounts::{MountPoint, MountSpec, SharedTmpfs, Source, root_propagation};
+use super::namespaces::{Namespaces, Origin, Statements};
 use super::process::{Console, ProcessSpec};
 use super::resources::Limits;
 use super::scheduling;
 use super::seccomp::SeccompFilter;
 use super::time;
+use super::users::IdMappings;
 use super::{SpecError, c_string, schema};
+use crate::sys::mount::ATTR_RDONLY;
 
-/// Whether a container has a namespace of its own or uses the pod's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Share {
-    /// A new one.
-    Own,
-    /// The guest's, which all containers of the pod share.
-    Pod,
-}
-
-/// A container as its config.json describes it. It always has pid, mount and cgroup namespaces of its own.
+/// A container as its config.json describes it. It always has mount and cgroup namespaces of its own.
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
     /// The init process.
     pub process: ProcessSpec,
     /// Whether the root file system is mounted read-only.
     pub root_readonly: bool,
-    /// For an own UTS namespace.
+    /// For a UTS namespace that is not the guest's.
     pub hostname: Option<CString>,
-    /// For an own UTS namespace.
+    /// For a UTS namespace that is not the guest's.
     pub domainname: Option<CString>,
     /// In order.
     pub mounts: Vec<MountSpec>,
-    /// Network namespace.
-    pub network: Share,
-    /// IPC namespace.
-    pub ipc: Share,
-    /// UTS namespace.
-    pub uts: Share,
+    /// Where they come from.
+    pub namespaces: Namespaces,
+    /// Its ids, for a user namespace that is not the guest's. One that is its own or the pod's has them.
+    pub users: Option<IdMappings>,
     /// For a time namespace of its own: the offsets of its clocks, as the kernel takes them.
     pub time: Option<Vec<u8>>,
     /// Execution domain, for every process.
@@ -92,8 +83,31 @@ impl ContainerSpec {
         self.mounts.iter().any(|mount| matches!(mount.source, Source::Volume(_)))
     }
 
-    /// Parses config.json, whose seccomp profile comes compiled. Also returns remarks for the log.
-    pub fn from_json(json: &[u8], seccomp: Option<SeccompFilter>) -> Result<(Self, Vec<String>), SpecError> {
+    /// The pod's tmpfs that must be mounted first.
+    pub fn shared_tmpfs(&self) -> impl Iterator<Item = &SharedTmpfs> {
+        self.mounts.iter().filter_map(|mount| match &mount.source {
+            Source::Shared(shared) => Some(shared),
+            Source::New(_) | Source::Volume(_) => None,
+        })
+    }
+
+    /// Whether the container may make cgroups of its own below the one it is given.
+    pub fn delegates_cgroup(&self) -> bool {
+        self.mounts.iter().any(|mount| match &mount.source {
+            Source::New(filesystem) => {
+                filesystem.kind.as_c_str() == c"cgroup2" && !mount.attributes.all_set(ATTR_RDONLY)
+            }
+            Source::Volume(_) | Source::Shared(_) => false,
+        })
+    }
+
+    /// Parses config.json, whose seccomp profile comes compiled and whose namespaces' origins are stated beside it. Also returns
+    /// remarks for the log.
+    pub fn from_json(
+        json: &[u8],
+        seccomp: Option<SeccompFilter>,
+        statements: &Statements,
+    ) -> Result<(Self, Vec<String>), SpecError> {
         let config: schema::Config = serde_json::from_slice(json)?;
         if !config.oci_version.starts_with("1.") {
             return Err(SpecError::unsupported(
@@ -113,14 +127,15 @@ impl ContainerSpec {
         if linux.intel_rdt.is_some() {
             notes.push("linux.intelRdt ignored: it concerns the host".to_owned());
         }
-        let namespaces = Namespaces::parse(&linux.namespaces)?;
-        if namespaces.uts == Share::Pod && !(config.hostname.is_empty() && config.domainname.is_empty()) {
-            return Err(SpecError::invalid("hostname", "needs a uts namespace of its own"));
+        let namespaces = Namespaces::parse(&linux.namespaces, statements)?;
+        if namespaces.uts == Origin::Guest && !(config.hostname.is_empty() && config.domainname.is_empty()) {
+            return Err(SpecError::invalid("hostname", "needs a uts namespace that is not the guest's"));
         }
         let offsets = time::offsets(&linux.time_offsets)?;
-        if !offsets.is_empty() && namespaces.time == Share::Pod {
+        if !offsets.is_empty() && namespaces.time == Origin::Guest {
             return Err(SpecError::invalid("linux.timeOffsets", "needs a time namespace of its own"));
         }
+        let users = users(&linux, &namespaces)?;
         let process = ProcessSpec::parse(config.process, &mut notes)?;
         let mounts = config.mounts.iter().map(MountSpec::parse).collect::<Result<Vec<_>, _>>()?;
         let has_devpts = mounts.iter().any(|mount| mount.target.path() == c"dev/pts");
@@ -140,10 +155,8 @@ impl ContainerSpec {
                 hostname: name("hostname", &config.hostname)?,
                 domainname: name("domainname", &config.domainname)?,
                 mounts,
-                network: namespaces.network,
-                ipc: namespaces.ipc,
-                uts: namespaces.uts,
-                time: (namespaces.time == Share::Own).then_some(offsets),
+                users,
+                time: (namespaces.time == Origin::Own).then_some(offsets),
                 personality: linux.personality.as_ref().map(scheduling::personality).transpose()?,
                 devices: linux.devices.iter().map(DeviceNode::parse).collect::<Result<_, _>>()?,
                 masked_paths: paths("linux.maskedPaths", &linux.masked_paths)?,
@@ -162,6 +175,7 @@ impl ContainerSpec {
                     .map(|resources| Limits::parse(&resources, &mut notes))
                     .transpose()?
                     .unwrap_or_default(),
+                namespaces,
                 seccomp,
             },
             notes,
@@ -169,64 +183,32 @@ impl ContainerSpec {
     }
 }
 
+/// The mappings, checked against where the user namespace comes from.
+fn users(linux: &schema::Linux, namespaces: &Namespaces) -> Result<Option<IdMappings>, SpecError> {
+    const FIELD: &str = "linux.uidMappings";
+    let users = IdMappings::parse(FIELD, &linux.uid_mappings, &linux.gid_mappings)?;
+    match (&namespaces.user, &users) {
+        (Origin::Guest, Some(_)) => Err(SpecError::invalid(FIELD, "needs a user namespace")),
+        (Origin::Own | Origin::Pod, None) => {
+            Err(SpecError::invalid(FIELD, "a user namespace needs mappings of user and group ids"))
+        }
+        (_, Some(users)) if users.root().is_none() => {
+            Err(SpecError::invalid(FIELD, "user and group 0 of the container must be mapped"))
+        }
+        _ => Ok(users),
+    }
+}
+
 fn refuse_unsupported(hooks: &schema::Hooks, linux: &schema::Linux) -> Result<(), SpecError> {
     let present = [
         ("hooks.createContainer", !hooks.create_container.is_empty()),
         ("hooks.startContainer", !hooks.start_container.is_empty()),
-        ("linux.uidMappings", !linux.uid_mappings.is_empty()),
-        ("linux.gidMappings", !linux.gid_mappings.is_empty()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.memoryPolicy", linux.memory_policy.is_some()),
     ];
     match present.iter().find(|(_, present)| *present) {
         Some((field, _)) => Err(SpecError::unsupported(field, "not supported by this agent")),
         None => Ok(()),
-    }
-}
-
-struct Namespaces {
-    network: Share,
-    ipc: Share,
-    uts: Share,
-    time: Share,
-}
-
-impl Namespaces {
-    fn parse(list: &[schema::Namespace]) -> Result<Self, SpecError> {
-        const FIELD: &str = "linux.namespaces";
-        let mut kinds = HashSet::new();
-        for namespace in list {
-            let kind = namespace.kind.as_str();
-            match kind {
-                "pid" | "mount" | "network" | "ipc" | "uts" | "cgroup" | "time" => {}
-                "user" => {
-                    return Err(SpecError::unsupported(
-                        FIELD,
-                        format!("a {kind} namespace is not supported by this agent"),
-                    ));
-                }
-                other => return Err(SpecError::invalid(FIELD, format!("{other:?} is not a namespace"))),
-            }
-            if !namespace.path.is_empty() {
-                return Err(SpecError::unsupported(
-                    FIELD,
-                    format!("{kind}: joining {:?} is not supported by this agent", namespace.path),
-                ));
-            }
-            if !kinds.insert(kind) {
-                return Err(SpecError::invalid(FIELD, format!("{kind} is given twice")));
-            }
-        }
-        for needed in ["pid", "mount"] {
-            if !kinds.contains(needed) {
-                return Err(SpecError::unsupported(
-                    FIELD,
-                    format!("{needed} is missing: a container cannot share the guest's {needed} namespace"),
-                ));
-            }
-        }
-        let share = |kind| if kinds.contains(kind) { Share::Own } else { Share::Pod };
-        Ok(Self { network: share("network"), ipc: share("ipc"), uts: share("uts"), time: share("time") })
     }
 }
 
@@ -267,7 +249,7 @@ impl DeviceNode {
 }
 
 impl Sysctl {
-    /// Only parameters that belong to a namespace of the container's own may be set.
+    /// Only parameters that belong to a namespace of the container's, or one that it shares with other containers, may be set.
     fn parse(name: &str, value: &str, namespaces: &Namespaces) -> Result<Self, SpecError> {
         const FIELD: &str = "linux.sysctl";
         const IPC: [&str; 7] = [
@@ -286,22 +268,22 @@ impl Sysctl {
             || dotted == "kernel.shm_rmid_forced"
             || dotted.starts_with("fs.mqueue.")
         {
-            Some(("ipc", namespaces.ipc))
+            Some(("ipc", &namespaces.ipc))
         } else if dotted.starts_with("net.") {
-            Some(("network", namespaces.network))
+            Some(("network", &namespaces.network))
         } else if dotted == "kernel.domainname" {
-            Some(("uts", namespaces.uts))
+            Some(("uts", &namespaces.uts))
         } else {
             None
         };
         match owner {
-            Some((_, Share::Own)) => {}
-            Some((kind, Share::Pod)) => {
+            Some((kind, Origin::Guest)) => {
                 return Err(SpecError::invalid(
                     FIELD,
                     format!("{name}: needs a {kind} namespace of its own"),
                 ));
             }
+            Some(_) => {}
             None => {
                 return Err(SpecError::invalid(
                     FIELD,

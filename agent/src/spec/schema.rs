@@ -162,9 +162,9 @@ pub struct Mount {
     #[serde(default)]
     pub options: Vec<String>,
     #[serde(default)]
-    pub uid_mappings: Vec<Value>,
+    pub uid_mappings: Vec<IdMapping>,
     #[serde(default)]
-    pub gid_mappings: Vec<Value>,
+    pub gid_mappings: Vec<IdMapping>,
 }
 
 #[derive(Deserialize)]
@@ -173,9 +173,9 @@ pub struct Linux {
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
     #[serde(default)]
-    pub uid_mappings: Vec<Value>,
+    pub uid_mappings: Vec<IdMapping>,
     #[serde(default)]
-    pub gid_mappings: Vec<Value>,
+    pub gid_mappings: Vec<IdMapping>,
     #[serde(default)]
     pub time_offsets: BTreeMap<String, TimeOffset>,
     #[serde(default)]
@@ -197,6 +197,15 @@ pub struct Linux {
     pub intel_rdt: Option<Value>,
     pub memory_policy: Option<Value>,
     pub personality: Option<Personality>,
+}
+
+#[derive(Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    pub size: u32,
 }
 
 #[derive(Deserialize)]

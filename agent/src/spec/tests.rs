@@ -23,13 +23,13 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 fn parse(spec: &Value) -> Result<ContainerSpec, SpecError> {
-    ContainerSpec::from_json(spec.to_string().as_bytes(), None).map(|(spec, _)| spec)
+    ContainerSpec::from_json(spec.to_string().as_bytes(), None, &Statements::default()).map(|(spec, _)| spec)
 }
 
 fn filesystem(mount: &MountSpec) -> &Filesystem {
     match &mount.source {
         Source::New(filesystem) => filesystem,
-        Source::Volume(name) => panic!("{name:?} is a volume"),
+        other => panic!("{other:?} is none"),
     }
 }
 
@@ -44,7 +44,7 @@ fn volumes_are_named_and_never_have_devices() {
     let spec = volume("0", json!(["ro", "nosuid", "dev", "rprivate"])).unwrap();
     assert!(spec.uses_volumes());
     assert!(matches!(&spec.mounts[0].source, Source::Volume(name) if name.as_c_str() == c"0"));
-    assert_eq!(spec.mounts[0].attributes, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV);
+    assert_eq!(spec.mounts[0].attributes.set, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV);
     for bad in ["", ".", "..", "a/b", "/", "../0"] {
         let error = volume(bad, json!([])).unwrap_err().to_string();
         assert!(error.contains("mounts") && error.contains("volume"), "{error}");
@@ -55,7 +55,10 @@ fn volumes_are_named_and_never_have_devices() {
 #[test]
 fn what_is_left_out_has_its_default() {
     let spec = parse(&minimal()).unwrap();
-    assert_eq!((spec.network, spec.ipc, spec.uts), (Share::Pod, Share::Pod, Share::Own));
+    assert_eq!(
+        (&spec.namespaces.network, &spec.namespaces.ipc, &spec.namespaces.uts),
+        (&Origin::Guest, &Origin::Guest, &Origin::Own)
+    );
     assert_eq!(spec.process.credentials.umask, 0o022);
     assert_eq!(spec.process.console, Console::Pipes);
     assert!(spec.process.capabilities.is_none() && spec.mounts.is_empty() && !spec.root_readonly);
@@ -81,12 +84,9 @@ fn unknown_properties_are_ignored() {
 
 #[test]
 fn what_cannot_be_honoured_is_an_error_that_names_the_field() {
-    let user = json!([{"type": "pid"}, {"type": "mount"}, {"type": "user"}]);
     let joined = json!([{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "mount"}]);
     for (pointer, value, field) in [
         ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"}), "linux.seccomp"),
-        ("linux.uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings"),
-        ("linux.namespaces", user, "linux.namespaces"),
         ("linux.namespaces", joined, "linux.namespaces"),
         ("linux.namespaces", json!([{"type": "mount"}]), "linux.namespaces"),
         ("linux.personality", json!({"domain": "LINUX", "flags": ["X"]}), "linux.personality"),
@@ -181,8 +181,8 @@ fn mount_options_are_sorted_into_attributes_and_data() {
     let mounts = json!([{"destination": "//a/./b/../c", "type": "tmpfs", "options": options}]);
     let spec = parse(&with("mounts", mounts)).unwrap();
     let mount = &spec.mounts[0];
-    assert_eq!(mount.attributes, ATTR_NOSUID | ATTR_NODEV | ATTR_STRICTATIME);
-    assert_eq!(mount.attributes & ATTR_RDONLY, 0);
+    assert_eq!(mount.attributes.set, ATTR_NOSUID | ATTR_NODEV | ATTR_STRICTATIME);
+    assert_eq!(mount.attributes.set & ATTR_RDONLY, 0);
     assert_eq!(mount.propagation, libc::MS_SLAVE | libc::MS_REC);
     let data: Vec<_> = filesystem(mount).options.iter().map(|(key, _)| key.to_str().unwrap()).collect();
     assert_eq!(data, ["size", "nr_inodes", "flag"]);
@@ -199,7 +199,7 @@ fn a_container_on_cgroup_v2_gets_cgroup2() {
 proptest! {
     #[test]
     fn no_json_panics(json in "\\PC{0,200}") {
-        let _ = ContainerSpec::from_json(json.as_bytes(), None);
+        let _ = ContainerSpec::from_json(json.as_bytes(), None, &Statements::default());
         let _ = ProcessSpec::from_json(json.as_bytes());
     }
 
@@ -221,4 +221,107 @@ proptest! {
         prop_assert_eq!(spec.process.credentials.gid, gid);
         prop_assert_eq!(spec.process.credentials.groups, groups);
     }
+}
+
+#[test]
+fn a_statement_decides_where_a_namespace_comes_from() {
+    use hull_protocol::agent::api::agent as api;
+    let mut pod = api::Namespace::new();
+    pod.mut_pod();
+    let mut of_container = api::Namespace::new();
+    of_container.set_container("db".to_owned());
+    let namespaces = api::Namespaces {
+        ipc: Some(pod.clone()).into(),
+        pid: Some(of_container.clone()).into(),
+        ..Default::default()
+    };
+    let statements = Statements::from_api(&namespaces).unwrap();
+    // The path is the host's, and no longer matters.
+    let listed = json!([{"type": "mount"}, {"type": "uts"}, {"type": "ipc", "path": "/proc/7/ns/ipc"}]);
+    let spec = with("linux.namespaces", listed).to_string();
+    let (spec, _) = ContainerSpec::from_json(spec.as_bytes(), None, &statements).unwrap();
+    let found = &spec.namespaces;
+    assert_eq!(
+        (&found.ipc, &found.uts, &found.pid, &found.network),
+        (&Origin::Pod, &Origin::Own, &Origin::Container("db".to_owned()), &Origin::Guest)
+    );
+    for bad in ["", "..", "a/b"] {
+        of_container.set_container(bad.to_owned());
+        let namespaces = api::Namespaces { uts: Some(of_container.clone()).into(), ..Default::default() };
+        assert!(matches!(Statements::from_api(&namespaces), Err(SpecError::Invalid { .. })), "{bad:?}");
+    }
+    let namespaces = api::Namespaces { uts: Some(api::Namespace::new()).into(), ..Default::default() };
+    assert!(matches!(Statements::from_api(&namespaces), Err(SpecError::Unsupported { .. })));
+}
+
+#[test]
+fn a_shared_tmpfs_has_a_name_and_a_size() {
+    let shared = |source: &str, options: Value| {
+        let mount =
+            json!({"destination": "/d", "type": "hull-shared-tmpfs", "source": source, "options": options});
+        parse(&with("mounts", json!([mount])))
+    };
+    let spec = shared("shm", json!(["nosuid", "size=64k", "mode=1777"])).unwrap();
+    let names: Vec<_> = spec.shared_tmpfs().map(|tmpfs| tmpfs.name.as_c_str()).collect();
+    assert_eq!(names, [c"shm"]);
+    for (name, options) in [("", json!(["size=1k"])), ("..", json!(["size=1k"])), ("a/b", json!(["size=1k"]))]
+    {
+        assert!(shared(name, options).unwrap_err().to_string().contains("name"));
+    }
+    assert!(shared("shm", json!([])).unwrap_err().to_string().contains("size"));
+    assert!(shared("shm", json!(["size=1k", "huge=always"])).unwrap_err().to_string().contains("huge"));
+}
+
+#[test]
+fn ids_of_a_user_namespace_are_checked() {
+    let map = |inside: u32, outside: u32, count: u32| json!([{"containerID": inside, "hostID": outside, "size": count}]);
+    let spec = |namespaces: Value, users: Value, groups: Value| {
+        let mut spec = with("linux.namespaces", namespaces);
+        spec["linux"]["uidMappings"] = users;
+        spec["linux"]["gidMappings"] = groups;
+        parse(&spec)
+    };
+    let own = || json!([{"type": "pid"}, {"type": "mount"}, {"type": "user"}]);
+    let good = spec(own(), map(0, 100_000, 65536), map(0, 200_000, 10)).unwrap();
+    let users = good.users.unwrap();
+    assert_eq!((good.namespaces.user, users.root()), (Origin::Own, Some((100_000, 200_000))));
+    assert_eq!((users.users.outside(65535), users.users.outside(65536)), (Some(165_535), None));
+    assert_eq!(users.groups.lines(), "0 200000 10\n");
+    let overlapping = json!([
+        {"containerID": 0, "hostID": 100, "size": 10}, {"containerID": 20, "hostID": 109, "size": 10}]);
+    for (namespaces, users, groups) in [
+        (own(), json!([]), json!([])),
+        (own(), map(0, 1, 1), json!([])),
+        (own(), map(1, 1, 1), map(0, 1, 1)),
+        (own(), map(0, 1, 0), map(0, 1, 1)),
+        (own(), map(0, u32::MAX, 2), map(0, 1, 1)),
+        (own(), overlapping, map(0, 1, 1)),
+        (json!([{"type": "pid"}, {"type": "mount"}]), map(0, 1, 1), map(0, 1, 1)),
+    ] {
+        let error = spec(namespaces, users, groups).unwrap_err();
+        assert!(matches!(error, SpecError::Invalid { field: "linux.uidMappings", .. }), "{error}");
+    }
+}
+
+#[test]
+fn attributes_of_a_mount_are_its_own_or_also_of_those_below() {
+    use crate::sys::mount::{ATTR_ATIME_MASK, ATTR_NOATIME, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Depth};
+    let volume = |options: Value| {
+        let mount = json!({"destination": "/d", "type": "hull-volume", "source": "0", "options": options});
+        parse(&with("mounts", json!([mount]))).unwrap().mounts.remove(0)
+    };
+    let mount = volume(json!(["rbind", "rro", "rnosuid", "rsuid", "noatime", "rw", "rslave"]));
+    assert_eq!(
+        (mount.attributes.set, mount.attributes.clear),
+        (ATTR_NOATIME | ATTR_NODEV, ATTR_ATIME_MASK | ATTR_RDONLY)
+    );
+    assert_eq!((mount.deep_attributes.set, mount.deep_attributes.clear), (ATTR_RDONLY, ATTR_NOSUID));
+    assert_eq!((mount.depth, mount.propagation), (Depth::Recursive, libc::MS_SLAVE | libc::MS_REC));
+    // What the host has is no device here, whatever is asked for.
+    let mount = volume(json!(["dev", "rdev"]));
+    assert_eq!(
+        (mount.attributes.set, mount.attributes.clear, mount.deep_attributes.clear),
+        (ATTR_NODEV, 0, 0)
+    );
+    assert_eq!(volume(json!(["ridmap"])).ids, Some(IdMapped { mappings: None, depth: Depth::Recursive }));
 }

@@ -19,7 +19,7 @@ pub enum Cloned {
 
 /// clone3(2) without shared memory: a fork, with namespaces `flags` (`CLONE_NEW*`), into cgroup directory `cgroup`.
 ///
-/// Signal handlers are reset in the child.
+/// Signal handlers are reset in the child. With `CLONE_PARENT` it is the caller's sibling.
 ///
 /// # Safety
 /// The child must not return from the function that called this: it has copies of everything that the parent owns, so it
@@ -32,7 +32,10 @@ pub unsafe fn clone(flags: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> nix::
     let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
     args.flags = u64::from((flags | libc::CLONE_PIDFD).cast_unsigned()) | CLONE_CLEAR_SIGHAND;
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    // A sibling's parent is told in the way that the caller's is.
+    if flags & libc::CLONE_PARENT == 0 {
+        args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
@@ -109,6 +112,8 @@ pub enum Children<'fd> {
     Take(BorrowedFd<'fd>),
     /// The one with this pid; it is reaped.
     TakePid(libc::pid_t),
+    /// Any; it is reaped.
+    TakeAny,
     /// Any; it stays to be reaped.
     Peek,
 }
@@ -118,6 +123,7 @@ pub fn wait(children: Children<'_>) -> nix::Result<Option<(libc::pid_t, Ended)>>
     let (kind, id, flags) = match children {
         Children::Take(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned(), 0),
         Children::TakePid(pid) => (libc::P_PID, pid.cast_unsigned(), 0),
+        Children::TakeAny => (libc::P_ALL, 0, 0),
         Children::Peek => (libc::P_ALL, 0, libc::WNOWAIT),
     };
     // SAFETY: all-zero bytes are a valid `siginfo_t`; after waitid the fields of SIGCHLD are the ones set.
@@ -176,8 +182,6 @@ pub fn new_session_keyring() -> nix::Result<()> {
 
 /// Unblocks every signal and restores what each does by default: the Rust runtime, and who started it, may ignore some.
 pub fn reset_signals() -> nix::Result<()> {
-    /// In the kernel a set of signals is one word.
-    const SET_SIZE: usize = 8;
     // The kernel's `struct sigaction`: handler (SIG_DFL), flags, restorer, mask.
     let default_action = [0u64; 4];
     // SAFETY: raw system calls, because the C library hides two signals; both structures are the kernel's, and SIG_DFL installs
@@ -189,7 +193,7 @@ pub fn reset_signals() -> nix::Result<()> {
             libc::SIG_SETMASK,
             &raw const none,
             ptr::null_mut::<u64>(),
-            SET_SIZE,
+            SIGNAL_SET_SIZE,
         ))?;
         for signal in (1..=64).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
             check(libc::syscall(
@@ -197,10 +201,61 @@ pub fn reset_signals() -> nix::Result<()> {
                 signal,
                 default_action.as_ptr(),
                 ptr::null_mut::<u64>(),
-                SET_SIZE,
+                SIGNAL_SET_SIZE,
             ))?;
         }
     }
+    Ok(())
+}
+
+/// In the kernel a set of signals is one word.
+const SIGNAL_SET_SIZE: usize = 8;
+/// `SIGCHLD` as such a set.
+const CHILD_SIGNAL: u64 = 1 << (libc::SIGCHLD - 1);
+
+/// Makes SIGCHLD wait until [`wait_for_child_signal`] takes it.
+pub fn block_child_signal() -> nix::Result<()> {
+    let set = CHILD_SIGNAL;
+    // SAFETY: the set is one word that outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            &raw const set,
+            ptr::null_mut::<u64>(),
+            SIGNAL_SET_SIZE,
+        )
+    })?;
+    Ok(())
+}
+
+/// Sleeps until a SIGCHLD is there, and takes it.
+pub fn wait_for_child_signal() -> nix::Result<()> {
+    let set = CHILD_SIGNAL;
+    // SAFETY: the set is one word that outlives the call; neither information nor a time limit is wanted.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const set,
+            ptr::null_mut::<libc::siginfo_t>(),
+            ptr::null::<libc::timespec>(),
+            SIGNAL_SET_SIZE,
+        )
+    })?;
+    Ok(())
+}
+
+/// Names the calling process, for those who list processes.
+pub fn set_name(name: &CStr) -> nix::Result<()> {
+    // SAFETY: PR_SET_NAME reads a NUL-terminated string.
+    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }))?;
+    Ok(())
+}
+
+/// Closes every descriptor. For a process that never returns to code which owns one.
+pub fn close_all() -> nix::Result<()> {
+    // SAFETY: integers.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) })?;
     Ok(())
 }
 
@@ -216,6 +271,16 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the structure outlives the call.
     check(libc::c_long::from(unsafe { libc::setrlimit(resource, &raw const limit) }))?;
+    Ok(())
+}
+
+/// prlimit(2) of another process.
+pub fn set_limit_of(pid: libc::pid_t, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the structure outlives the call; the old limit is not asked for.
+    check(unsafe {
+        libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, ptr::null_mut::<libc::rlimit64>())
+    })?;
     Ok(())
 }
 

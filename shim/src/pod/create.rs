@@ -93,7 +93,7 @@ impl Pod {
         if !bundle.is_absolute() {
             return Err(TaskError::Invalid(format!("the bundle {:?} is no absolute path", request.bundle)));
         }
-        let config = ContainerConfig::read(&bundle, &request.id)?;
+        let config = ContainerConfig::read(&bundle, &request.id, &self.config)?;
         let rootfs = RootfsPlan::parse(&request.rootfs)?;
         let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
         let spec = VmSpec {
@@ -105,7 +105,7 @@ impl Pod {
             stream_socket: self.sockets.streams.clone(),
             hostname: config.hostname.clone(),
         };
-        let booting = Booting::prepare(spec).await?;
+        let booting = Booting::prepare(spec, &self.config).await?;
         // On disk before it runs: `delete` must find it even if this process is killed now.
         let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         record.vmm_pid = Some(booting.pid());

@@ -121,7 +121,12 @@ mod tests {
                 stream_socket: folder.path().join("streams"),
                 hostname: "hotplug".into(),
             };
-            let vm = Booting::prepare(spec).await.unwrap().boot().await.unwrap();
+            let vm = Booting::prepare(spec, &crate::config::Config::load().unwrap())
+                .await
+                .unwrap()
+                .boot()
+                .await
+                .unwrap();
             assert!(has_disk(&vm, "first").await);
             for round in 0..25 {
                 assert!(!has_disk(&vm, "further").await, "round {round}");

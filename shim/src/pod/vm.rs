@@ -17,17 +17,15 @@ use tokio::net::UnixStream;
 
 use super::monitor::AsyncChannel;
 use super::{
-    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, JailVariableError, Monitor,
-    MonitorError, VmEnd, jail, printable,
+    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Monitor, MonitorError, VmEnd,
+    jail, printable,
 };
+use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
 use crate::record::BootRecord;
 use crate::spec::Volume;
 use crate::undo::{Undo, UndoError, remove_file};
 
-/// Environment variable: how long the guest may take to boot, in seconds.
-pub const BOOT_TIMEOUT_VARIABLE: &str = "HULL_BOOT_TIMEOUT_SECS";
-const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The monitor works without the guest until Boot; slow storage may hold it up.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a guest may take to shut down in good order.
@@ -76,12 +74,6 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The variable is no number of seconds.
-    #[error("{BOOT_TIMEOUT_VARIABLE} is {0:?}, not a number of seconds from 1 to 86400")]
-    BootTimeout(String),
-    /// The variable names no jail.
-    #[error(transparent)]
-    Jail(#[from] JailVariableError),
     /// What of the host's files is to be shared cannot be.
     #[error(transparent)]
     Volumes(#[from] BrokerError),
@@ -98,7 +90,7 @@ pub enum StartError {
     },
     /// The agent did not speak in time.
     #[error(
-        "the guest did not come up within {} s (see {BOOT_TIMEOUT_VARIABLE}){console}",
+        "the guest did not come up within {} s (see vm.boot_timeout_seconds, {BOOT_TIMEOUT_VARIABLE}){console}",
         .deadline.as_secs()
     )]
     Silent {
@@ -162,6 +154,7 @@ pub struct Booting {
 }
 
 struct VmSpecRest {
+    boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
     hostname: String,
@@ -169,10 +162,10 @@ struct VmSpecRest {
 
 impl Booting {
     /// Opens everything and starts the monitor process; the VM does not exist yet.
-    pub async fn prepare(spec: VmSpec) -> Result<Self, StartError> {
+    pub async fn prepare(spec: VmSpec, config: &Config) -> Result<Self, StartError> {
         let mut undo = Undo::default();
         let since = Instant::now();
-        match Self::build(spec, &mut undo).await {
+        match Self::build(spec, config, &mut undo).await {
             Ok((monitor, connections, spec)) => Ok(Self { monitor, connections, spec, since, undo }),
             Err(error) => {
                 // The failures are logged; the first error is the one to report.
@@ -182,8 +175,12 @@ impl Booting {
         }
     }
 
-    async fn build(spec: VmSpec, undo: &mut Undo) -> Result<(Monitor, AsyncChannel, VmSpecRest), StartError> {
-        let artifacts = Artifacts::find()?;
+    async fn build(
+        spec: VmSpec,
+        config: &Config,
+        undo: &mut Undo,
+    ) -> Result<(Monitor, AsyncChannel, VmSpecRest), StartError> {
+        let artifacts = Artifacts::find(&config.artifacts)?;
         let read = |path: &Path| OpenOptions::new().read(true).open(path).map_err(open_error(path));
         let kvm_path = Path::new("/dev/kvm");
         let kvm = OpenOptions::new().read(true).write(true).open(kvm_path).map_err(open_error(kvm_path))?;
@@ -203,7 +200,7 @@ impl Booting {
         let (ours, theirs) = Channel::pair().map_err(MonitorError::from_io)?;
         let files = match spec.volumes.as_slice() {
             [] => None,
-            volumes => Some(share(volumes, &artifacts, undo).await?),
+            volumes => Some(share(volumes, &artifacts.broker(&config.artifacts)?, undo).await?),
         };
 
         let monitor = Monitor::spawn(&artifacts.vmm)?;
@@ -212,7 +209,7 @@ impl Booting {
             killed.kill().await;
             Ok(())
         });
-        let jail = jail::of_monitor(monitor.pid(), std::env::var_os(jail::JAIL_VARIABLE).as_deref())?;
+        let jail = jail::of_monitor(monitor.pid(), config.jail);
         if jail == JailConfig::Unprivileged {
             log::warn!(
                 "the jail is the unprivileged one: the monitor keeps this user, its namespaces and its root"
@@ -247,8 +244,12 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let rest =
-            VmSpecRest { console: spec.console, stream_socket: spec.stream_socket, hostname: spec.hostname };
+        let rest = VmSpecRest {
+            boot_timeout: config.vm.boot_timeout,
+            console: spec.console,
+            stream_socket: spec.stream_socket,
+            hostname: spec.hostname,
+        };
         Ok((monitor, connections, rest))
     }
 
@@ -339,7 +340,7 @@ async fn boot(
     spec: &VmSpecRest,
     since: Instant,
 ) -> Result<(Agent, Option<BootRecord>), StartError> {
-    let deadline = boot_timeout(std::env::var_os(BOOT_TIMEOUT_VARIABLE).as_deref())?;
+    let deadline = spec.boot_timeout;
     let ended = monitor.ended();
     let up = async {
         monitor.request(Request::Boot, Vec::new()).await?;
@@ -381,8 +382,8 @@ async fn boot(
 }
 
 /// Starts the file broker with the volumes; what the monitor needs to speak with it.
-async fn share(volumes: &[Volume], artifacts: &Artifacts, undo: &mut Undo) -> Result<OwnedFd, StartError> {
-    let mut broker = Broker::spawn(&artifacts.broker()?)?;
+async fn share(volumes: &[Volume], broker: &Path, undo: &mut Undo) -> Result<OwnedFd, StartError> {
+    let mut broker = Broker::spawn(broker)?;
     let result = match tokio::time::timeout(SETUP_TIMEOUT, broker.share(volumes)).await {
         Ok(result) => result.map_err(StartError::from),
         Err(_elapsed) => Err(BrokerError::Silent.into()),
@@ -431,15 +432,6 @@ async fn introduce(agent: &Agent, spec: &VmSpecRest) -> Result<(), StartError> {
         ..ConfigurePodRequest::default()
     };
     Ok(agent.configure_pod(&request).await?)
-}
-
-fn boot_timeout(variable: Option<&std::ffi::OsStr>) -> Result<Duration, StartError> {
-    let Some(value) = variable else { return Ok(BOOT_TIMEOUT) };
-    let text = value.to_string_lossy();
-    match text.parse::<u64>() {
-        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err(StartError::BootTimeout(text.into_owned())),
-    }
 }
 
 /// A listening socket that only this user may connect to.

@@ -5,11 +5,9 @@ use std::str::FromStr;
 use oci_spec::runtime::Spec;
 
 use super::SpecError;
+use crate::config::VmDefaults;
 use crate::record::{Lifecycle, annotation};
 
-const DEFAULT_MEMORY_MIB: u32 = 512;
-/// What a guest needs besides the container's memory.
-const OVERHEAD_MIB: u32 = 128;
 const MEMORY_MIB_MIN: u32 = 64;
 const MEMORY_MIB_MAX: u32 = 1 << 20;
 const VCPUS_MAX: u8 = 32;
@@ -24,23 +22,23 @@ pub struct VmShape {
 }
 
 impl VmShape {
-    /// The VM for a container.
-    pub fn of(spec: &Spec) -> Result<Self, SpecError> {
+    /// The VM for a container, never larger than the administrator allows.
+    pub fn of(spec: &Spec, defaults: &VmDefaults) -> Result<Self, SpecError> {
         let memory_mib = match annotation(spec, annotation::MEMORY_MIB) {
             Some(value) => {
                 parse(annotation::MEMORY_MIB, value, "a number of MiB from 64 to 1048576", |mib: &u32| {
                     (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(mib)
                 })?
             }
-            None => memory_from_limit(spec),
+            None => memory_from_limit(spec, defaults),
         };
         let vcpus = match annotation(spec, annotation::VCPUS) {
             Some(value) => parse(annotation::VCPUS, value, "a number from 1 to 32", |count: &u8| {
                 (1..=VCPUS_MAX).contains(count)
             })?,
-            None => vcpus_from_quota(spec),
+            None => vcpus_from_quota(spec).unwrap_or(defaults.vcpus),
         };
-        Ok(Self { vcpus, memory_mib })
+        Ok(Self { vcpus: vcpus.min(defaults.vcpus_max), memory_mib: memory_mib.min(defaults.memory_mib_max) })
     }
 
     /// The most that a writable layer in memory may take.
@@ -73,7 +71,7 @@ fn parse<T: FromStr>(
     })
 }
 
-fn memory_from_limit(spec: &Spec) -> u32 {
+fn memory_from_limit(spec: &Spec, defaults: &VmDefaults) -> u32 {
     let limit = spec
         .linux()
         .as_ref()
@@ -83,19 +81,19 @@ fn memory_from_limit(spec: &Spec) -> u32 {
     match limit {
         Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
             .unwrap_or(MEMORY_MIB_MAX)
-            .saturating_add(OVERHEAD_MIB)
+            .saturating_add(defaults.overhead_mib)
             .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
-        None => DEFAULT_MEMORY_MIB,
+        None => defaults.memory_mib,
     }
 }
 
-fn vcpus_from_quota(spec: &Spec) -> u8 {
+fn vcpus_from_quota(spec: &Spec) -> Option<u8> {
     let quota = spec.linux().as_ref().and_then(|linux| {
         let cpu = linux.resources().as_ref()?.cpu().as_ref()?;
         let quota = u64::try_from(cpu.quota()?).ok()?;
         Some(quota.div_ceil(cpu.period().filter(|&period| period > 0).unwrap_or(100_000)))
-    });
-    u8::try_from(quota.unwrap_or(1)).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX)
+    })?;
+    Some(u8::try_from(quota).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX))
 }
 
 #[cfg(test)]
@@ -109,15 +107,42 @@ mod tests {
     #[test]
     fn limits_size_the_vm() {
         let plain = spec(r#"{"ociVersion":"1.0.2"}"#);
-        assert_eq!(VmShape::of(&plain).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(
+            VmShape::of(&plain, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 1, memory_mib: 512 }
+        );
         let limited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}}}"#,
         );
-        assert_eq!(VmShape::of(&limited).unwrap(), VmShape { vcpus: 2, memory_mib: 385 });
+        assert_eq!(
+            VmShape::of(&limited, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 2, memory_mib: 385 }
+        );
         let unlimited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}}}"#,
         );
-        assert_eq!(VmShape::of(&unlimited).unwrap(), VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(
+            VmShape::of(&unlimited, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 1, memory_mib: 512 }
+        );
+    }
+
+    #[test]
+    fn the_administrator_sets_defaults_and_bounds() {
+        let defaults = VmDefaults {
+            vcpus: 2,
+            vcpus_max: 4,
+            memory_mib: 100,
+            memory_mib_max: 300,
+            overhead_mib: 50,
+            ..VmDefaults::default()
+        };
+        let of = |json| VmShape::of(&spec(json), &defaults).unwrap();
+        assert_eq!(of(r#"{"ociVersion":"1.0.2"}"#), VmShape { vcpus: 2, memory_mib: 100 });
+        let limited = r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":104857600},"cpu":{"quota":900000}}}}"#;
+        assert_eq!(of(limited), VmShape { vcpus: 4, memory_mib: 150 });
+        let large = r#"{"ociVersion":"1.0.2","annotations":{"dev.hull.vm.vcpus":"32","dev.hull.vm.memory-mib":"4096"}}"#;
+        assert_eq!(of(large), VmShape { vcpus: 4, memory_mib: 300 });
     }
 
     #[test]
@@ -125,7 +150,7 @@ mod tests {
         let with = |name: &str, value: &str| {
             spec(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{name}":"{value}"}}}}"#))
         };
-        assert_eq!(VmShape::of(&with("dev.hull.vm.vcpus", "3")).unwrap().vcpus, 3);
+        assert_eq!(VmShape::of(&with("dev.hull.vm.vcpus", "3"), &VmDefaults::default()).unwrap().vcpus, 3);
         assert_eq!(lifecycle(&with("dev.hull.lifecycle", "keep")).unwrap(), Lifecycle::Keep);
         for (name, value) in [
             ("dev.hull.vm.vcpus", "0"),
@@ -134,7 +159,7 @@ mod tests {
             ("dev.hull.vm.memory-mib", "1"),
             ("dev.hull.vm.memory-mib", "512m"),
         ] {
-            let error = VmShape::of(&with(name, value)).unwrap_err().to_string();
+            let error = VmShape::of(&with(name, value), &VmDefaults::default()).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
         assert!(lifecycle(&with("dev.hull.lifecycle", "always")).is_err());

@@ -20,7 +20,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, BalloonControl};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
-use crate::virtio::fs::Fs;
+use crate::virtio::fs::{FileThread, Fs, FsError};
 use crate::virtio::mem::{Mem, MemControl, REGION_ALIGNMENT};
 use crate::virtio::net::Net;
 use crate::virtio::pmem::mapping::ALIGNMENT;
@@ -40,6 +40,7 @@ pub struct Description {
     hotplug: Option<(Range<u64>, MemControl)>,
     devices: Vec<Box<dyn VirtioDevice>>,
     balloon: Option<BalloonControl>,
+    file_thread: Option<FileThread>,
 }
 
 impl Description {
@@ -99,13 +100,21 @@ impl Description {
 
     /// The file system device. Descriptor: the file broker's socket.
     pub fn add_fs(&mut self, config: &FsConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
-        let count = fds.len();
-        let Ok([broker]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return Err(invalid(format!(
-                "a file system device takes 1 file descriptor (the file broker's socket), but came with {count}"
-            )));
-        };
-        self.add(Fs::new(config, broker).map_err(|error| invalid(chain(&error)))?)
+        let thread = self.file_thread()?;
+        let device = file_system(config, fds, &thread);
+        self.file_thread = Some(thread);
+        self.add(device?)
+    }
+
+    /// The thread for shared files, made when it is first asked for.
+    fn file_thread(&mut self) -> Result<FileThread, Failure> {
+        match self.file_thread.take() {
+            Some(thread) => Ok(thread),
+            None => FileThread::start().map_err(|error| Failure {
+                code: FailureCode::Resources,
+                message: format!("cannot start the file system's thread: {error}"),
+            }),
+        }
     }
 
     /// A source of random numbers.
@@ -166,12 +175,14 @@ impl Description {
     /// What is to be booted. The description is empty afterwards.
     pub fn plan(&mut self) -> Result<Plan, Failure> {
         let board = self.board.take().ok_or_else(|| wrong_state("there is no machine to boot"))?;
+        let file_thread = self.file_thread()?;
         Ok(Plan {
             board,
             devices: std::mem::take(&mut self.devices),
             balloon: self.balloon.take(),
             hotplug: self.hotplug.take(),
             files: std::mem::take(&mut self.files),
+            file_thread,
         })
     }
 
@@ -186,4 +197,22 @@ impl Description {
         self.devices.push(Box::new(device));
         Ok(())
     }
+}
+
+/// The file system device. Descriptor: the file broker's socket.
+pub fn file_system(config: &FsConfig, fds: Vec<OwnedFd>, thread: &FileThread) -> Result<Fs, Failure> {
+    let count = fds.len();
+    let Ok([broker]) = <[OwnedFd; 1]>::try_from(fds) else {
+        return Err(invalid(format!(
+            "a file system device takes 1 file descriptor (the file broker's socket), but came with {count}"
+        )));
+    };
+    Fs::new(config, broker, thread).map_err(|error| {
+        let code = match error {
+            FsError::Tag(_) | FsError::Socket => FailureCode::InvalidRequest,
+            FsError::Second => FailureCode::WrongState,
+            FsError::Hangs | FsError::Io(_) => FailureCode::Resources,
+        };
+        Failure { code, message: chain(&error) }
+    })
 }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use hull_protocol::vmm::{ExitReason, Failure, FailureCode, Message, Request, Unplug};
 
+use super::description::file_system;
 use super::{invalid, no_descriptors, slot_failure, wrong_state};
 use crate::error::chain;
 use crate::event_loop::Watch;
@@ -26,6 +27,9 @@ pub fn obey(machine: &Machine, watch: &Watch, request: Request, fds: Vec<OwnedFd
         Request::AddNetwork(config) => Net::new(&config, fds)
             .map_err(|error| invalid(chain(&error)))
             .and_then(|net| plug(machine, watch, net)),
+        Request::AddFs(config) => {
+            file_system(&config, fds, machine.file_thread()).and_then(|device| plug(machine, watch, device))
+        }
         other => no_descriptors(&fds).and_then(|()| without_descriptors(machine, watch, other)),
     };
     (result.unwrap_or_else(Message::Failed), ControlFlow::Continue(()))

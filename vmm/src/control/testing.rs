@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use hull_protocol::vmm::{Message, Request};
 
-use super::description::Description;
 use super::{Phase, Step};
 
 /// The requests up to the boot, and their answers.
@@ -21,7 +20,7 @@ impl Conversation {
     pub fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Option<Message> {
         let phase = std::mem::replace(&mut self.0, Phase::Spent);
         if let (Phase::Free, Request::Jail(_)) = (&phase, &request) {
-            self.0 = Phase::Describing(Description::default());
+            self.0 = Phase::Describing(Box::default());
             return Some(Message::Done);
         }
         match phase.take(request, fds) {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use hull_protocol::vmm::{DiskAccess, DiskConfig, DiskDiscard};
 
 use super::chain::Chain;
-use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
+use super::device::{Activated, DeviceError, Quiet, VirtioDevice, copy_config};
 use super::queue::{Handled, RunningQueue};
 use super::segments::Segments;
 use crate::rate_limiter::{Clock, Throttle};
@@ -435,13 +435,13 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
+    fn quiesce(&mut self) -> Result<Quiet, DeviceError> {
         self.collect(|in_flight, ended| in_flight.drain(ended))?;
         if let Some(Running { requests, pause: Pause::Full, .. }) = &self.running {
             // Nothing will end any more that would bring what is in the ring to mind.
             requests.notify_self();
         }
-        Ok(())
+        Ok(Quiet::Yes)
     }
 
     fn bytes_moved(&self) -> (u64, u64) {

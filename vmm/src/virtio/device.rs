@@ -40,11 +40,11 @@ pub trait VirtioDevice: Send {
     /// or drained before this returns. May come more than once.
     fn reset(&mut self);
 
-    /// Finishes what is in flight, before this returns: until its next call the device touches neither guest memory nor
-    /// its descriptors, and completes nothing. Called when the VM is paused and before a device is taken away. A device
-    /// that finishes everything within each call has nothing to do.
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
-        Ok(())
+    /// Finishes what is in flight, before this returns [`Quiet::Yes`]: until its next call the device touches neither
+    /// guest memory nor its descriptors, and completes nothing. Called when the VM is paused and before a device is taken
+    /// away. A device that finishes everything within each call has nothing to do.
+    fn quiesce(&mut self) -> Result<Quiet, DeviceError> {
+        Ok(Quiet::Yes)
     }
 
     /// The driver has made buffers available in the queue (§2.9), or may have. On an error the transport sets
@@ -70,6 +70,16 @@ pub trait VirtioDevice: Send {
     fn bytes_moved(&self) -> (u64, u64) {
         (0, 0)
     }
+}
+
+/// Whether a device has become quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a device that is not quiet moves"]
+pub enum Quiet {
+    /// Nothing is in flight.
+    Yes,
+    /// The host did not answer in time: the device goes on as before.
+    NotYet,
 }
 
 /// What a device gets when the driver sets `DRIVER_OK`.

@@ -4,7 +4,8 @@
 //! ([`session`]), and writes the answers ([`reply`]). Reads and writes of open files it does itself, straight between
 //! the file and guest memory. It resolves no name and opens nothing: all it can touch is what the broker handed over.
 //!
-//! Files may be slow, so a thread of the device's own serves its queues ([`worker`]); one request after another.
+//! Files may be slow, so a thread of its own ([`thread`]) serves the device's queues ([`worker`]); one request after
+//! another. A VM has one such thread, made before it runs, and one such device at a time.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -12,8 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use hull_protocol::vmm::FsConfig;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
-use crate::jail::seccomp::FilterError;
+use super::device::{Activated, DeviceError, Quiet, VirtioDevice, copy_config};
 
 mod fuse;
 mod reply;
@@ -21,9 +21,11 @@ mod request;
 pub mod session;
 #[cfg(test)]
 mod tests;
+mod thread;
 mod worker;
 
 use session::Session;
+pub use thread::FileThread;
 use worker::Worker;
 
 /// Virtio device id (§5.11.1).
@@ -53,17 +55,20 @@ pub enum FsError {
     /// The descriptor is not what the broker speaks over.
     #[error("the file broker's descriptor is not a SOCK_SEQPACKET socket")]
     Socket,
-    /// The thread's filter is wrong.
-    #[error("cannot make the system call filter of the file system's thread")]
-    Filter(#[from] FilterError),
-    /// The host refuses a thread or an event.
+    /// There is one.
+    #[error("a VM has one file system device, and there is one already")]
+    Second,
+    /// The thread waits for the host on behalf of a device that is gone, or could not be jailed.
+    #[error("the file system's thread hangs in a file operation on the host")]
+    Hangs,
+    /// The host refuses an event.
     #[error("cannot set up the file system device")]
     Io(#[from] io::Error),
 }
 
 impl Fs {
-    /// A device whose files come from the broker at the other end of `broker`.
-    pub fn new(config: &FsConfig, broker: OwnedFd) -> Result<Self, FsError> {
+    /// A device whose files come from the broker at the other end of `broker`, served by `thread`.
+    pub fn new(config: &FsConfig, broker: OwnedFd, thread: &FileThread) -> Result<Self, FsError> {
         let tag = config.tag.as_bytes();
         if tag.is_empty() || tag.len() > TAG_LENGTH || tag.contains(&0) {
             return Err(FsError::Tag(config.tag.clone()));
@@ -75,7 +80,7 @@ impl Fs {
         space[..tag.len()].copy_from_slice(tag);
         space[TAG_LENGTH..].copy_from_slice(&1_u32.to_le_bytes());
         let socket = broker.try_clone()?;
-        let worker = Worker::start(Session::new(broker.into(), config.cache), socket)?;
+        let worker = Worker::start(thread, Session::new(broker.into(), config.cache), socket)?;
         Ok(Self { name: format!("fs-{}", config.tag), config: space, worker })
     }
 }
@@ -108,6 +113,10 @@ impl VirtioDevice for Fs {
 
     fn reset(&mut self) {
         self.worker.take_back();
+    }
+
+    fn quiesce(&mut self) -> Result<Quiet, DeviceError> {
+        Ok(self.worker.quiesce())
     }
 
     fn queue_notified(&mut self, queue: usize) -> Result<(), DeviceError> {

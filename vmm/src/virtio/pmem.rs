@@ -16,7 +16,7 @@ use super::block::engine::{self, Action, Engine, Step, Submitted};
 use super::block::extents::{ExtentError, Extents};
 use super::block::in_flight::{Flight, InFlight};
 use super::chain::Chain;
-use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
+use super::device::{Activated, DeviceError, Quiet, VirtioDevice, copy_config};
 use super::queue::{Handled, RunningQueue};
 
 pub mod mapping;
@@ -261,13 +261,13 @@ impl VirtioDevice for Pmem {
         self.advance()
     }
 
-    fn quiesce(&mut self) -> Result<(), DeviceError> {
+    fn quiesce(&mut self) -> Result<Quiet, DeviceError> {
         self.collect(|syncs, ended| syncs.drain(ended))?;
         if let Some(Running { requests, pause: Pause::Full, .. }) = &self.running {
             // Nothing will end any more that would bring what is in the ring to mind.
             requests.notify_self();
         }
-        Ok(())
+        Ok(Quiet::Yes)
     }
 
     fn host_errors(&self) -> u64 {

@@ -1,27 +1,25 @@
-//! The thread that serves the device's queues, and how it gets and gives back what belongs to the driver.
+//! The device's side of the thread that serves its queues: how the thread gets, and gives back, what belongs to the driver.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::session::Session;
+use super::thread::{FileThread, Lease};
 use super::{FsError, QUEUES};
-use crate::jail::filters::Role;
-use crate::jail::seccomp::Filter;
-use crate::virtio::device::DeviceError;
+use crate::virtio::device::{DeviceError, Quiet};
 use crate::virtio::queue::{Handled, RunningQueue};
-
-/// The thread's name.
-pub const THREAD: &str = "fs";
 
 /// How long a reset waits for the request in flight before it gives the broker up, and how long after that.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a pause waits for the request in flight: a large file may have to reach a slow disk.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(5);
 
 type Queues = [Option<RunningQueue>; QUEUES];
 
@@ -31,10 +29,13 @@ pub struct Worker {
     shared: Arc<Shared>,
     /// The broker's socket, only to be shut down.
     socket: OwnedFd,
+    /// Lets the thread go when it is dropped.
+    _lease: Lease,
 }
 
+/// What the device and the thread share.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     inbox: Mutex<Inbox>,
     changed: Condvar,
     /// Asks the thread to stop after the request it is at.
@@ -60,6 +61,8 @@ enum Place {
     Nowhere,
     /// Here, for the thread to take.
     Here(Box<Queues>),
+    /// Here, but nothing is done about them before the next notification.
+    Held(Box<Queues>),
     /// The thread works on them.
     WithThread,
     /// The thread hangs in the host's file system with queues that the driver has taken back.
@@ -80,8 +83,8 @@ impl Shared {
 }
 
 impl Worker {
-    /// Starts the thread. `socket` is another descriptor of the session's.
-    pub fn start(session: Session, socket: OwnedFd) -> Result<Self, FsError> {
+    /// Has the thread serve a session. `socket` is another descriptor of the session's.
+    pub fn start(thread: &FileThread, session: Session, socket: OwnedFd) -> Result<Self, FsError> {
         let shared = Arc::new(Shared {
             inbox: Mutex::new(Inbox {
                 place: Place::Nowhere,
@@ -95,13 +98,8 @@ impl Worker {
             to_guest: AtomicU64::new(0),
             from_guest: AtomicU64::new(0),
         });
-        let theirs = Arc::clone(&shared);
-        let filter = Filter::of(Role::Files)?;
-        thread::Builder::new().name(THREAD.into()).spawn(move || match filter.close() {
-            Ok(()) => serve(&theirs, session),
-            Err(error) => theirs.lose(io::Error::other(error)),
-        })?;
-        Ok(Self { shared, socket })
+        let lease = thread.serve(Arc::clone(&shared), session)?;
+        Ok(Self { shared, socket, _lease: lease })
     }
 
     /// The driver's queues are the thread's from here.
@@ -109,7 +107,9 @@ impl Worker {
         let mut inbox = self.shared.lock();
         inbox.notified = [false; QUEUES];
         match inbox.place {
-            Place::Nowhere | Place::Here(_) => inbox.place = Place::Here(Box::new(queues)),
+            Place::Nowhere | Place::Here(_) | Place::Held(_) => {
+                inbox.place = Place::Here(Box::new(queues));
+            }
             Place::WithThread | Place::Lost => {
                 inbox.failure = Some(DeviceError::Host(io::ErrorKind::TimedOut.into()));
                 self.shared.report();
@@ -135,7 +135,7 @@ impl Worker {
                     self.give_up();
                 }
                 (Place::WithThread | Place::Lost, _) => inbox.place = Place::Lost,
-                (Place::Nowhere | Place::Here(_), _) => {
+                (Place::Nowhere | Place::Here(_) | Place::Held(_), _) => {
                     inbox.place = Place::Nowhere;
                     break;
                 }
@@ -143,6 +143,31 @@ impl Worker {
         }
         drop(inbox);
         self.shared.stop.store(false, Ordering::SeqCst);
+    }
+
+    /// Finishes the request in flight and begins no other before the next notification. What is left in the queues is
+    /// notified anew, so that it is not forgotten.
+    pub fn quiesce(&self) -> Quiet {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), PAUSE_PATIENCE, |inbox| {
+            matches!(inbox.place, Place::WithThread)
+        });
+        let mut inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
+        self.shared.stop.store(false, Ordering::SeqCst);
+        let (place, quiet) = match std::mem::replace(&mut inbox.place, Place::Nowhere) {
+            Place::WithThread => (Place::WithThread, Quiet::NotYet),
+            Place::Here(queues) => {
+                for (queue, notified) in queues.iter().zip(std::mem::take(&mut inbox.notified)) {
+                    if let (Some(queue), true) = (queue, notified) {
+                        queue.notify_self();
+                    }
+                }
+                (Place::Held(queues), Quiet::Yes)
+            }
+            place @ (Place::Nowhere | Place::Held(_) | Place::Lost) => (place, Quiet::Yes),
+        };
+        inbox.place = place;
+        quiet
     }
 
     /// Ends any wait for the broker.
@@ -153,9 +178,15 @@ impl Worker {
 
     /// There may be chains in a queue.
     pub fn notify(&self, queue: usize) {
-        if let Some(notified) = self.shared.lock().notified.get_mut(queue) {
+        let mut inbox = self.shared.lock();
+        if let Some(notified) = inbox.notified.get_mut(queue) {
             *notified = true;
         }
+        inbox.place = match std::mem::replace(&mut inbox.place, Place::Nowhere) {
+            Place::Held(queues) => Place::Here(queues),
+            place => place,
+        };
+        drop(inbox);
         self.shared.changed.notify_all();
     }
 
@@ -184,18 +215,20 @@ enum Hang {
 }
 
 impl Drop for Worker {
-    /// The thread ends by itself; one that hangs is not waited for.
+    /// The thread lets go of guest memory, unless it hangs on the host: that is not waited for.
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.lock().life = Life::Ended;
         self.shared.changed.notify_all();
         self.give_up();
+        let at_work = |inbox: &mut Inbox| matches!(inbox.place, Place::WithThread);
+        drop(self.shared.changed.wait_timeout_while(self.shared.lock(), PATIENCE, at_work));
     }
 }
 
 impl Shared {
     /// The thread cannot serve: whoever gives it queues is told.
-    fn lose(&self, error: io::Error) {
+    pub(super) fn lose(&self, error: io::Error) {
         let mut inbox = self.lock();
         inbox.place = Place::Lost;
         inbox.failure = Some(DeviceError::Host(error));
@@ -231,7 +264,7 @@ impl Shared {
             (Place::WithThread, Ok(())) => Place::Here(queues),
             (Place::WithThread, Err(_)) => Place::Nowhere,
             // Taken back long ago: whoever has them now, it is not us.
-            (Place::Nowhere | Place::Here(_) | Place::Lost, _) => Place::Lost,
+            (Place::Nowhere | Place::Here(_) | Place::Held(_) | Place::Lost, _) => Place::Lost,
         };
         if let Err(error) = result {
             inbox.failure = Some(error);
@@ -242,8 +275,8 @@ impl Shared {
     }
 }
 
-/// The thread.
-fn serve(shared: &Shared, mut session: Session) {
+/// The thread's work for one device, until that is dropped.
+pub(super) fn serve(shared: &Shared, mut session: Session) {
     while let Some((mut queues, notified)) = shared.next() {
         let mut result = Ok(());
         for (index, queue) in queues.iter_mut().enumerate() {
@@ -262,9 +295,11 @@ fn process(
     queue: Option<&mut RunningQueue>,
 ) -> Result<(), DeviceError> {
     let queue = queue.ok_or(DeviceError::MissingQueue(index))?;
+    let mut stopped = false;
     queue
         .process(|chain| {
             if shared.stop.load(Ordering::SeqCst) {
+                stopped = true;
                 return Handled::Stop;
             }
             let outcome = session.execute(chain.readable, chain.writable);
@@ -272,5 +307,10 @@ fn process(
             shared.from_guest.fetch_add(outcome.from_guest, Ordering::Relaxed);
             Handled::Done(outcome.written)
         })
-        .map_err(|source| DeviceError::Queue { queue: index, source })
+        .map_err(|source| DeviceError::Queue { queue: index, source })?;
+    if stopped {
+        // Whoever made us stop may let us go on.
+        queue.notify_self();
+    }
+    Ok(())
 }

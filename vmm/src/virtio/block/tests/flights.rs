@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::virtio::Quiet;
 use engine::{Action, Finished};
 
 for_each_engine! {
@@ -298,7 +299,7 @@ fn a_quiet_disk_has_answered_what_was_in_flight_and_left_the_rest() {
     driver.notify(0);
     driver.settle();
     let (late, to) = add_read(&mut driver, 0, 1);
-    driver.transport.quiesce();
+    assert_eq!(driver.transport.quiesce(), Quiet::Yes);
     assert_eq!(script.started(), 0);
     let mut heads: Vec<u16> = driver.used(0).into_iter().map(|(head, _)| head).collect();
     heads.sort_unstable();
@@ -324,7 +325,7 @@ fn what_was_left_for_want_of_room_comes_after_the_quiet() {
     }
     driver.kick(0);
     driver.settle();
-    driver.transport.quiesce();
+    assert_eq!(driver.transport.quiesce(), Quiet::Yes);
     assert_eq!((script.started(), driver.used(0).len()), (0, 128));
     driver.settle();
     assert_eq!(script.started(), 72);

@@ -135,6 +135,7 @@ pub struct Client {
     pub folder: TempDir,
     pub caller: (u32, u32),
     unique: u64,
+    _thread: FileThread,
 }
 
 pub type Result<T, E = i32> = std::result::Result<T, E>;
@@ -153,9 +154,10 @@ impl Client {
         shim.export("rw", folder.path(), ExportAccess::ReadWrite);
         shim.export("ro", folder.path(), ExportAccess::ReadOnly);
         let config = FsConfig { tag: "volumes".into(), cache: FsCache::Auto };
-        let device = Fs::new(&config, shim.serve()).unwrap();
+        let thread = FileThread::start().unwrap();
+        let device = Fs::new(&config, shim.serve(), &thread).unwrap();
         let driver = Driver::running(Box::new(device), 0x40_0000);
-        Self { driver, shim, folder, caller: (0, 0), unique: 0 }
+        Self { driver, shim, folder, caller: (0, 0), unique: 0, _thread: thread }
     }
 
     pub fn init(&mut self) -> Vec<u8> {
