@@ -20,8 +20,8 @@ test: ## Every test, with a closing count; ONLY=lint,unit,host,e2e picks layers,
 lint: ## Formatting, clippy, licences
 	$(XTASK) lint
 
-bench: ## The table of docs/benchmarks.md, measured here
-	$(XTASK) bench
+bench: ## The tables of docs/benchmarks.md, measured here; PEER=path starts a Firecracker beside the monitor
+	$(XTASK) bench $(if $(PEER),--peer '$(PEER)')
 
 clean: ## Remove what was built, except the cached guest kernel
 	cargo clean

@@ -3,8 +3,11 @@
 //! Unit tests, devices against their driver in memory, and micro-guests on `/dev/kvm` run where we are. What needs a
 //! Linux guest runs in the test host, or here when this machine's KVM can.
 
+mod jobs;
+mod runner;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::ValueEnum;
@@ -12,11 +15,13 @@ use clap::ValueEnum;
 use crate::packages;
 use crate::shell::{Error, cargo, output, root, run, say};
 use crate::{build, run as container};
+use jobs::{Hosts, Job, names_of};
+use runner::{Count, watch};
 
-/// How long one module of the end-to-end tests may take: twice what the longest needs.
-const E2E_SECONDS: u32 = 420;
+/// How long one module of the end-to-end tests may take: several times what the longest needs.
+const E2E_SECONDS: u32 = 600;
 /// How often a test is tried where the host is emulated.
-const EMULATED_ATTEMPTS: u32 = 4;
+const EMULATED_ATTEMPTS: u32 = 3;
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -31,13 +36,6 @@ pub enum Layer {
     E2e,
 }
 
-/// What a runner's closing line said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-}
-
 /// Runs `only`, or everything, to the end whatever fails; then says how much passed.
 pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
     let wanted = |layer| only.is_empty() || only.contains(&layer);
@@ -50,7 +48,7 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
     if wanted(Layer::Unit) {
         say("unit tests, devices, micro-guests");
         nextest()?;
-        total += counted(cargo().args([
+        total += count(cargo().args([
             "nextest",
             "run",
             "--workspace",
@@ -60,17 +58,17 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
             "--no-fail-fast",
         ]))?;
     }
+    let mut jobs = Vec::new();
+    let place = Place::find()?;
     if wanted(Layer::Host) {
-        say("the test host");
-        total += counted(&mut Command::new(root().join("tests/host/selftest")))?;
-        say("the agent's containers under every cgroup controller");
-        total += agent()?;
-        say("devices that come and go in a real guest");
-        total += hotplug()?;
+        jobs.extend(host_jobs(place)?);
     }
     if wanted(Layer::E2e) {
-        say("end to end");
-        total += end_to_end(filter)?;
+        jobs.extend(end_to_end_jobs(place, filter)?);
+    }
+    if !jobs.is_empty() {
+        say("what needs a Linux guest or every cgroup controller, each part in a host of its own");
+        total += jobs::run_all(place.hosts(), jobs)?;
     }
     println!("{} passed, {} failed", total.passed, total.failed);
     // Nothing run is nothing shown to work.
@@ -104,109 +102,121 @@ pub fn lint() -> Result<(), Error> {
     ]))
 }
 
-/// The benchmarks' table, from the test host or from here.
-pub fn bench() -> Result<ExitCode, Error> {
+/// The benchmarks' tables: of the monitor, from this machine's own `/dev/kvm`, which runs small guests even where it cannot
+/// run Linux; then of containers, from the test host or from here. `peer` is a Firecracker.
+pub fn bench(peer: Option<&Path>) -> Result<ExitCode, Error> {
     packages::install(&[])?;
     build::all()?;
     let binary = built(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "tests", "hull-bench")?;
-    run(beside_a_registry(7200, "4096")?.arg(binary))?;
+    let mut monitor = Command::new(&binary);
+    run(monitor.arg("monitor").args(peer.iter().flat_map(|peer| [Path::new("--peer"), peer])))?;
+    fixtures()?;
+    run(Place::find()?.beside_a_registry(7200, "4096").arg(binary))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The agent's own tests once more, where the limits are real: a machine whose cgroups are of version 1 has none.
-fn agent() -> Result<Count, Error> {
-    let mut count = Count::default();
-    for name in ["hostile", "life_cycle", "inside", "resources", "seccomp", "streams"] {
-        let mut host = where_guests_run(600, "2048")?;
-        count += counted(host.arg(executable("agent", name)?))?;
-    }
-    Ok(count)
+/// Where Linux guests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// On this machine's own KVM.
+    Here,
+    /// In the emulated test host.
+    Emulated,
 }
 
-/// Devices that come and go in a real guest: the shim's unit test that needs one.
-fn hotplug() -> Result<Count, Error> {
+impl Place {
+    fn find() -> Result<Self, Error> {
+        Ok(if container::kvm_is_usable()? { Self::Here } else { Self::Emulated })
+    }
+
+    /// On one machine one job runs at a time: each looks for what the others might leave behind.
+    fn hosts(self) -> Hosts {
+        match self {
+            Self::Here => Hosts { at_once: 1, attempts: 1 },
+            Self::Emulated => Hosts {
+                at_once: std::thread::available_parallelism().map_or(1, usize::from),
+                attempts: EMULATED_ATTEMPTS,
+            },
+        }
+    }
+
+    /// A command line to which a program is appended that runs as root on a host whose KVM runs Linux guests.
+    fn host(self, timeout_seconds: u32, memory_mib: &str) -> Command {
+        let mut host = Command::new(root().join("tests/host/run"));
+        match self {
+            Self::Here => host.arg("--native"),
+            Self::Emulated => host.args(["--mem", memory_mib]),
+        };
+        host.args(["--timeout", &timeout_seconds.to_string(), "--"]).current_dir(root());
+        host
+    }
+
+    /// [`Self::host`], beside a registry with the [`fixtures`].
+    fn beside_a_registry(self, timeout_seconds: u32, memory_mib: &str) -> Command {
+        let mut host = self.host(timeout_seconds, memory_mib);
+        host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
+        host
+    }
+}
+
+/// The test host's own test; the agent's tests once more, where the limits are real: a machine whose cgroups are of
+/// version 1 has none; and the shim's unit test that needs a real guest.
+fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
+    let mut jobs = vec![Job::script("the test host", || Command::new(root().join("tests/host/selftest")))];
+    for name in ["hostile", "life_cycle", "inside", "namespaces", "resources", "seccomp", "streams"] {
+        let binary = executable("agent", name)?;
+        let names = names_of(&binary, None)?;
+        jobs.push(Job::tests(&format!("agent: {name}"), names, move |names| {
+            let mut host = place.host(600, "2048");
+            host.arg(&binary).arg("--exact").args(names);
+            host
+        }));
+    }
     let tests = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
     let names = vec!["pod::hotplug::tests::a_disk_comes_and_goes_in_a_real_guest".to_owned()];
-    attempted(attempts()?, names, |names| {
-        let mut host = where_guests_run(180, "2048")?;
+    jobs.push(Job::tests("devices that come and go", names, move |names| {
+        let mut host = place.host(180, "2048");
         host.arg("env");
-        for (variable, path) in [
-            ("HULL_VMM", build::target().join("release/hull-vmm")),
-            ("HULL_KERNEL", build::guest().join("vmlinux")),
-            ("HULL_INITRAMFS", build::guest().join("initramfs.img")),
-        ] {
+        for (variable, path) in artifacts() {
             host.arg(format!("{variable}={}", path.display()));
         }
-        watched(host.arg(&tests).args(["--ignored", "--exact"]).args(names))
-    })
+        host.arg(&tests).args(["--ignored", "--exact"]).args(names);
+        host
+    }));
+    Ok(jobs)
 }
 
-/// Each module of the end-to-end tests in a host of its own.
-fn end_to_end(filter: Option<&str>) -> Result<Count, Error> {
+/// Where the shim finds what it starts, outside an installation.
+fn artifacts() -> [(&'static str, PathBuf); 3] {
+    [
+        ("HULL_VMM", build::target().join("release/hull-vmm")),
+        ("HULL_KERNEL", build::guest().join("vmlinux")),
+        ("HULL_INITRAMFS", build::guest().join("initramfs.img")),
+    ]
+}
+
+/// Each module of the end-to-end tests.
+fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<Vec<Job>, Error> {
+    fixtures()?;
     let binary = executable("tests", "e2e")?;
-    let listed = output(Command::new(&binary).args(["--list", "--format", "terse"]).args(filter))?;
-    let mut modules: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for name in listed.lines().filter_map(|line| line.strip_suffix(": test")) {
-        modules.entry(name.split("::").next().unwrap_or(name)).or_default().push(name.to_owned());
+    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for name in names_of(&binary, filter)? {
+        modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
     }
-    let attempts = attempts()?;
-    let mut total = Count::default();
-    for (module, names) in modules {
-        say(&format!("end to end: {module}"));
-        total += attempted(attempts, names, |names| {
-            let mut host = beside_a_registry(E2E_SECONDS, "6144")?;
-            watched(host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names))
-        })?;
-    }
-    Ok(total)
+    let job = |(module, names): (String, Vec<String>)| {
+        let binary = binary.clone();
+        Job::tests(&format!("end to end: {module}"), names, move |names| {
+            let mut host = place.beside_a_registry(E2E_SECONDS, "6144");
+            host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
+            host
+        })
+    };
+    Ok(modules.into_iter().map(job).collect())
 }
 
-/// How often a test that needs a guest is tried here.
-fn attempts() -> Result<u32, Error> {
-    Ok(if container::kvm_is_usable()? { 1 } else { EMULATED_ATTEMPTS })
-}
-
-/// Runs tests, and those that have not passed again, at most so often. QEMU's emulation of a processor loses a guest now
-/// and then, or hangs as a whole (tests/host/README.md): what fails in each of several fresh hosts is a failure.
-fn attempted(
-    attempts: u32,
-    mut left: Vec<String>,
-    run: impl Fn(&[String]) -> Result<Watched, Error>,
-) -> Result<Count, Error> {
-    let all = left.len() as u64;
-    for attempt in 1..=attempts {
-        let seen = run(&left)?;
-        left.retain(|name| !seen.passes.contains(name));
-        if left.is_empty() {
-            break;
-        }
-        if attempt < attempts {
-            say(&format!("once more, in a fresh emulated host: {}", left.join(" ")));
-        }
-    }
-    let failed = left.len() as u64;
-    Ok(Count { passed: all - failed, failed })
-}
-
-/// [`where_guests_run`], beside a registry with the fixtures.
-fn beside_a_registry(timeout_seconds: u32, memory_mib: &str) -> Result<Command, Error> {
-    // Built here, where the cache is kept; the test host forgets what it writes.
-    run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))?;
-    let mut host = where_guests_run(timeout_seconds, memory_mib)?;
-    host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
-    Ok(host)
-}
-
-/// A command line to which a program is appended that runs as root on a host whose KVM runs Linux guests.
-fn where_guests_run(timeout_seconds: u32, memory_mib: &str) -> Result<Command, Error> {
-    let mut host = Command::new(root().join("tests/host/run"));
-    if container::kvm_is_usable()? {
-        host.arg("--native");
-    } else {
-        host.args(["--mem", memory_mib]);
-    }
-    host.args(["--timeout", &timeout_seconds.to_string(), "--"]).current_dir(root());
-    Ok(host)
+/// Builds the images of the tests here, where the cache is kept; the test host forgets what it writes.
+fn fixtures() -> Result<(), Error> {
+    run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))
 }
 
 /// Builds a test program and says where it is: there is no cargo in the test host's path. The packages and features are
@@ -246,133 +256,7 @@ fn installed(tool: &str) -> Result<(), Error> {
     run(cargo().args(["install", "--quiet", "--locked", tool]))
 }
 
-/// What was read from a test program's output.
-#[derive(Debug, Default)]
-struct Watched {
-    count: Count,
-    /// The tests that libtest says have passed.
-    passes: Vec<String>,
-}
-
-fn counted(command: &mut Command) -> Result<Count, Error> {
-    Ok(watched(command)?.count)
-}
-
-/// Runs a test program, passes its output on, and reads its closing line. One that fails without a count is one failure.
-fn watched(command: &mut Command) -> Result<Watched, Error> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let spawned = |source| Error::Spawn { program: program.clone(), source };
-    // nextest closes on stderr, libtest and our scripts on stdout: one pipe takes both, in order.
-    let (reader, writer) = std::io::pipe().map_err(spawned)?;
-    let mut child =
-        { command.stdout(writer.try_clone().map_err(spawned)?).stderr(writer).spawn().map_err(spawned)? };
-    // The command holds the write ends; without this the pipe would never end.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut seen = Watched::default();
-    for line in BufReader::new(reader).split(b'\n') {
-        let line = line.map_err(spawned)?;
-        let mut out = std::io::stdout().lock();
-        out.write_all(&line).and_then(|()| out.write_all(b"\n")).map_err(spawned)?;
-        let text = String::from_utf8_lossy(&line);
-        if let Some(closing) = closing_line(&text) {
-            seen.count += closing;
-        }
-        let passed = text.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok"));
-        seen.passes.extend(passed.map(str::to_owned));
-    }
-    let status = child.wait().map_err(spawned)?;
-    if !status.success() && seen.count.failed == 0 {
-        seen.count.failed = 1;
-    }
-    Ok(seen)
-}
-
-/// Understands nextest's summary, libtest's result and the plain `N passed, N failed`.
-fn closing_line(line: &str) -> Option<Count> {
-    let line = strip_colours(line);
-    let line = line.trim();
-    let is_closing = line.starts_with("Summary [")
-        || line.starts_with("test result:")
-        || line.split(' ').nth(1).is_some_and(|word| word == "passed,");
-    if !is_closing {
-        return None;
-    }
-    let mut count = Count::default();
-    let mut before = "";
-    for word in line.split([' ', ',', ';', '.']).filter(|word| !word.is_empty()) {
-        match word {
-            "passed" => count.passed = before.parse().ok()?,
-            "failed" => count.failed += before.parse::<u64>().ok()?,
-            "timed" => count.failed += before.parse::<u64>().ok()?,
-            _ => {}
-        }
-        before = word;
-    }
-    Some(count)
-}
-
-/// Removes terminal escapes, which nextest writes when it is told to colour.
-fn strip_colours(line: &str) -> String {
-    let mut plain = String::with_capacity(line.len());
-    let mut rest = line;
-    while let Some(escape) = rest.find("\u{1b}[") {
-        plain.push_str(&rest[..escape]);
-        rest = rest[escape..].find('m').map_or("", |end| &rest[escape + end + 1..]);
-    }
-    plain + rest
-}
-
-impl std::ops::AddAssign for Count {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_has_not_passed_is_tried_again_and_then_failed() {
-        let names = || vec!["a".to_owned(), "b".to_owned(), "c".to_owned()];
-        let rounds = std::cell::RefCell::new(Vec::new());
-        let run = |passes: &'static [&'static str]| {
-            let rounds = &rounds;
-            move |left: &[String]| {
-                rounds.borrow_mut().push(left.to_vec());
-                let passes = left.iter().filter(|name| passes.contains(&name.as_str())).cloned().collect();
-                Ok(Watched { passes, ..Watched::default() })
-            }
-        };
-        assert_eq!(attempted(3, names(), run(&["a", "b", "c"])).unwrap(), Count { passed: 3, failed: 0 });
-        assert_eq!(rounds.take(), [names()]);
-        assert_eq!(attempted(3, names(), run(&["b"])).unwrap(), Count { passed: 1, failed: 2 });
-        assert_eq!(rounds.take(), [names(), vec!["a".into(), "c".into()], vec!["a".into(), "c".into()]]);
-        assert_eq!(attempted(1, names(), run(&[])).unwrap(), Count { passed: 0, failed: 3 });
-    }
-
-    #[test]
-    fn closing_lines_of_each_runner() {
-        let count = |passed, failed| Some(Count { passed, failed });
-        assert_eq!(
-            closing_line("     Summary [   1.2s] 5 tests run: 4 passed, 1 failed, 2 skipped"),
-            count(4, 1)
-        );
-        assert_eq!(
-            closing_line("     Summary [   1.2s] 5 tests run: 3 passed (1 slow), 1 failed, 1 timed out"),
-            count(3, 2)
-        );
-        assert_eq!(
-            closing_line("\u{1b}[32m     Summary\u{1b}[0m [   9s] 7 tests run: 7 passed, 0 skipped"),
-            count(7, 0)
-        );
-        assert_eq!(
-            closing_line("test result: FAILED. 8 passed; 2 failed; 0 ignored; 0 measured"),
-            count(8, 2)
-        );
-        assert_eq!(closing_line("12 passed, 0 failed"), count(12, 0));
-        assert_eq!(closing_line("test vm::a ... ok"), None);
-        assert_eq!(closing_line("I have passed, you have not"), None);
-    }
+/// Runs one test program where we are.
+fn count(command: &mut Command) -> Result<Count, Error> {
+    Ok(watch(command, &mut std::io::stdout())?.count)
 }
