@@ -3,6 +3,7 @@
 use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
+use crate::cpus::CpuError;
 use crate::launch::LaunchError;
 use crate::pod::PodError;
 use crate::rootfs::RootfsError;
@@ -87,6 +88,9 @@ pub enum Error {
     /// Of a device's slot.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// A processor does not run.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// Of a stream.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -117,9 +121,10 @@ impl Error {
             | Self::Cancelled
             | Self::ForeignUsers(_)
             | Self::ShuttingDown
-            | Self::Launch(LaunchError::ContainerEnded)
+            | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_))
             | Self::Rootfs(RootfsError::NoDisk(_))
-            | Self::Slot(SlotError::Unfit { .. }) => Code::FAILED_PRECONDITION,
+            | Self::Slot(SlotError::Unfit { .. })
+            | Self::Cpu(CpuError::TooMany { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
             | Self::Range { .. }
             | Self::Version { .. }
@@ -137,6 +142,7 @@ impl Error {
             | Self::Launch(LaunchError::SetUp { .. } | LaunchError::Died(_) | LaunchError::Agent { .. })
             | Self::Pod(PodError::System { .. })
             | Self::Slot(SlotError::Work { .. })
+            | Self::Cpu(CpuError::Start(_))
             | Self::System { .. } => Code::INTERNAL,
         }
     }

@@ -5,7 +5,9 @@
 
 mod channel;
 mod child;
+mod copy_up;
 mod credentials;
+mod hooks;
 mod keeper;
 mod launched;
 mod look_up;
@@ -26,6 +28,7 @@ use crate::spec::{
 };
 use crate::sys::process::{self, Cloned, Ended};
 
+use hooks::PlannedHooks;
 pub use keeper::{Keeper, Kept};
 pub use launched::Launched;
 use launched::Subjects;
@@ -38,6 +41,9 @@ pub enum LaunchError {
     /// The program cannot be run; the text is the one that clients of container runtimes know.
     #[error("{0}")]
     Program(String),
+    /// A hook failed.
+    #[error("{0}")]
+    Hook(String),
     /// A step of the set-up failed in the new process.
     #[error("{what}: {}", source.desc().to_lowercase())]
     SetUp {
@@ -128,6 +134,8 @@ struct InitPlan<'a> {
     user: Option<BorrowedFd<'a>>,
     nodes: Vec<PlannedNode>,
     provisions: Provisions,
+    hooks: PlannedHooks<'a>,
+    null: BorrowedFd<'a>,
     root: &'a CStr,
     volumes: &'a CStr,
     shared: &'a CStr,
@@ -199,6 +207,7 @@ pub struct Joined {
 /// `root` is the mount point of its root file system in the agent's mount namespace.
 pub fn init(
     environment: &Environment,
+    id: &str,
     spec: &ContainerSpec,
     joined: &Joined,
     root: &CStr,
@@ -223,6 +232,8 @@ pub fn init(
         user: user.map(UserNamespace::fd),
         nodes: user.map(|user| planned_nodes(spec, user)).transpose()?.unwrap_or_default(),
         provisions: user.map(|_| Provisions::new(spec)).unwrap_or_default(),
+        hooks: PlannedHooks::new(spec, id, &environment.run.join(id)),
+        null: environment.null.as_fd(),
         root,
         volumes: environment.volumes.directory(),
         shared: environment.shared.directory(),

@@ -6,6 +6,7 @@
 mod capabilities;
 mod config;
 mod devices;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
@@ -22,7 +23,8 @@ mod tests;
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
-pub use mounts::{Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
+pub use hooks::Hook;
+pub use mounts::{Content, Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};

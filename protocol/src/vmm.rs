@@ -18,7 +18,7 @@ mod tests;
 
 pub use channel::{Channel, ChannelError, Received};
 pub use config::{
-    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, FsCache, FsConfig, JailConfig, JailNetwork,
+    CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, FsCache, FsConfig, JailConfig, JailNetwork,
     MachineConfig, NetworkConfig, NetworkLimits, PmemConfig, PortConnection, RateLimits, TokenBucket, Unplug,
     VsockConfig,
 };

@@ -48,12 +48,14 @@ pub enum Step {
     Stat,
     Access,
     Gate,
+    CreateHook,
+    StartHook,
     Seccomp,
     Exec,
 }
 
 impl Step {
-    const ALL: [Self; 34] = [
+    const ALL: [Self; 36] = [
         Self::Isolate,
         Self::Clone,
         Self::CgroupNamespace,
@@ -86,6 +88,8 @@ impl Step {
         Self::Stat,
         Self::Access,
         Self::Gate,
+        Self::CreateHook,
+        Self::StartHook,
         Self::Seccomp,
         Self::Exec,
     ];
@@ -123,6 +127,8 @@ impl Step {
             Self::NoNewPrivileges => "cannot give up gaining privileges",
             Self::Search | Self::Stat | Self::Access => "cannot find the program",
             Self::Gate => "cannot wait for the start",
+            Self::CreateHook => "the createContainer hook",
+            Self::StartHook => "the startContainer hook",
             Self::Seccomp => "cannot install the seccomp filter",
             Self::Exec => "cannot run the program",
         }

@@ -60,7 +60,7 @@ fn run_init(plan: &mut InitPlan<'_>) -> Result<Infallible, Failure> {
     if spec.namespaces.network == Origin::Own {
         socket::loopback_up().map_err(at(Step::Loopback, 0))?;
     }
-    finish(&plan.process, slave, Gate::Closed)
+    finish(&plan.process, slave, Gate::Closed(plan))
 }
 
 /// In namespaces of others, but for that of process ids, in which it is born.
@@ -90,7 +90,7 @@ fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
     let gate = match plan.process.user {
         Users::Guests => Gate::Open,
         // The agent opens it when it has granted what the process cannot give itself.
-        Users::Mapped => Gate::Closed,
+        Users::Mapped => Gate::Agents,
     };
     finish(&plan.process, slave, gate)
 }
@@ -134,18 +134,24 @@ pub fn open_terminal(plan: &ProcessPlan<'_>, root: &OwnedFd) -> nix::Result<Owne
 
 /// Whether the program may run as soon as it can.
 #[derive(Clone, Copy)]
-enum Gate {
+enum Gate<'a> {
     Open,
-    Closed,
+    /// When the agent has done its part.
+    Agents,
+    /// When the container is started; then its hooks come first.
+    Closed(&'a InitPlan<'a>),
 }
 
-fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate) -> Result<Infallible, Failure> {
+fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate<'_>) -> Result<Infallible, Failure> {
     set_stdio(plan, slave).map_err(at(Step::Stdio, 0))?;
     credentials::apply(plan)?;
     let program = plan.program.find()?;
     process::close_on_exec_from_3().map_err(at(Step::Stdio, 1))?;
-    if matches!(gate, Gate::Closed) {
+    if !matches!(gate, Gate::Open) {
         channel::wait_for_start(plan.channel).map_err(at(Step::Gate, 0))?;
+    }
+    if let Gate::Closed(init) = gate {
+        init.hooks.before_program(plan.proc, init.null)?;
     }
     credentials::confine(plan)?;
     // SAFETY: the plan's lists end with null and point into the spec, which outlives it.

@@ -181,6 +181,7 @@ impl Subjects {
             }
             Step::Access => return LaunchError::Program(format!("exec: {program:?}: {reason}")),
             Step::Exec => return LaunchError::Program(format!("exec {program}: {reason}")),
+            Step::CreateHook | Step::StartHook => return self.explain_hook(failure),
             Step::JoinNamespaces if errno == Errno::ESRCH => return LaunchError::ContainerEnded,
             _ => {}
         }
@@ -190,6 +191,30 @@ impl Subjects {
             step => format!("{}{subject}", step.describe()),
         };
         LaunchError::SetUp { what, source: errno }
+    }
+
+    /// A hook's index comes with its exit code.
+    fn explain_hook(&self, failure: Failure) -> LaunchError {
+        let [index, code] = failure.index.to_le_bytes();
+        let hooks = self.container.as_ref().map(|container| &container.hooks);
+        let list = hooks.map(|hooks| match failure.step {
+            Step::CreateHook => &hooks.create_container,
+            _ => &hooks.start_container,
+        });
+        let hook = list.and_then(|list| list.get(usize::from(index)));
+        let path = hook.map(|hook| hook.path.to_string_lossy().into_owned()).unwrap_or_default();
+        let what = failure.step.describe();
+        LaunchError::Hook(match (failure.errno, code) {
+            (Errno::ETIMEDOUT, _) => {
+                let seconds = hook.map(|hook| hook.timeout.as_secs()).unwrap_or_default();
+                format!("{what} {path} did not end within {seconds} s")
+            }
+            (Errno::ECANCELED, 127) => {
+                format!("{what} {path} is not in the guest, cannot be run, or exited with 127")
+            }
+            (Errno::ECANCELED, code) => format!("{what} {path} failed: exit code {code}"),
+            (errno, _) => format!("{what} {path} cannot be run: {}", errno.desc().to_lowercase()),
+        })
     }
 
     fn subject(&self, step: Step, index: usize) -> Option<String> {

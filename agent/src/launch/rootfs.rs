@@ -10,8 +10,8 @@ use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at};
 use super::usher::Provisions;
-use super::{InitPlan, child};
-use crate::spec::{Console, DeviceNode, Filesystem, MountSpec, Source};
+use super::{InitPlan, child, copy_up};
+use crate::spec::{Console, Content, DeviceNode, Filesystem, MountSpec, Source};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::path::{self, Resolve};
 
@@ -102,6 +102,7 @@ pub fn build(plan: &mut InitPlan<'_>, base: &Base) -> Result<Option<OwnedFd>, Fa
         let attr = MountAttr { set: mount::ATTR_RDONLY, ..MountAttr::default() };
         mount::set_attributes(root.as_fd(), Depth::One, &attr).map_err(at(Step::Root, 0))?;
     }
+    plan.hooks.before_pivot(plan.process.proc, plan.null)?;
     mount::pivot_into(root.as_fd()).map_err(at(Step::Pivot, 0))?;
     mount::mount(c"none", c"/", None, spec.propagation).map_err(at(Step::Pivot, 0))?;
     Ok(slave)
@@ -113,9 +114,14 @@ fn mount_one(plan: &mut InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: u
         Source::New(filesystem) => {
             let resolve =
                 if filesystem.needs_real_target() { Resolve::InRootNoSymlinks } else { Resolve::InRoot };
+            let covered = existing(root, spec.target.path()).map_err(at(Step::MountPoint, index))?;
             let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
-            let mounted = provided.map_or_else(|| new_filesystem(filesystem, spec), Ok);
-            (target, mounted.map_err(at(Step::Mount, index))?)
+            let new = || new_filesystem(filesystem, spec, covered.as_ref());
+            let mounted = provided.map_or_else(new, Ok).map_err(at(Step::Mount, index))?;
+            if let (Content::Copied, Some(covered)) = (filesystem.content, &covered) {
+                fill(&mounted, covered, spec).map_err(at(Step::Mount, index))?;
+            }
+            (target, mounted)
         }
         Source::Volume(_) | Source::Shared(_) => {
             let bind = || bound(plan, &shared(plan, &spec.source)?, index);
@@ -135,15 +141,50 @@ fn mount_one(plan: &mut InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: u
     Ok(())
 }
 
-/// A detached mount of a new file system.
-pub fn new_filesystem(filesystem: &Filesystem, spec: &MountSpec) -> nix::Result<OwnedFd> {
+/// A detached mount of a new file system. A tmpfs has the permissions of the directory that it covers, unless the spec gives others
+/// or there is none, as runc has it.
+pub fn new_filesystem(
+    filesystem: &Filesystem,
+    spec: &MountSpec,
+    covered: Option<&OwnedFd>,
+) -> nix::Result<OwnedFd> {
     let context = mount::fsopen(&filesystem.kind)?;
+    if let Some(covered) = covered.filter(|_| filesystem.kind.as_c_str() == c"tmpfs") {
+        let mode = octal(path::stat(covered.as_fd())?.st_mode & 0o7777);
+        let mode = CStr::from_bytes_until_nul(&mode).map_err(|_| Errno::EINVAL)?;
+        // An option of the spec's that comes after it counts.
+        mount::fsconfig(context.as_fd(), c"mode", Some(mode))?;
+    }
     mount::fsconfig(context.as_fd(), c"source", Some(&filesystem.source))?;
     for (key, value) in &filesystem.options {
         mount::fsconfig(context.as_fd(), key, value.as_deref())?;
     }
-    // Nothing is mounted below it.
-    mount::fsmount(context.as_fd(), spec.attributes.set | spec.deep_attributes.set)
+    // It can be filled first, if it is to be.
+    let later = if filesystem.content == Content::Copied { mount::ATTR_RDONLY } else { 0 };
+    mount::fsmount(context.as_fd(), attributes_of_new(spec) & !later)
+}
+
+/// Nothing is mounted below a new file system.
+fn attributes_of_new(spec: &MountSpec) -> u64 {
+    spec.attributes.set | spec.deep_attributes.set
+}
+
+/// Copies what a new file system covers into it, and then makes it read-only, if it is to be.
+fn fill(mounted: &OwnedFd, covered: &OwnedFd, spec: &MountSpec) -> nix::Result<()> {
+    copy_up::copy(covered.as_fd(), mounted.as_fd())?;
+    let set = attributes_of_new(spec) & mount::ATTR_RDONLY;
+    if set == 0 {
+        return Ok(());
+    }
+    mount::set_attributes(mounted.as_fd(), Depth::One, &MountAttr { set, ..MountAttr::default() })
+}
+
+/// Permissions as text.
+fn octal(mode: libc::mode_t) -> [u8; 5] {
+    [9, 6, 3, 0, 32].map(|shift| {
+        let digit = mode.checked_shr(shift).map(|mode| (mode & 7) as u8);
+        digit.map_or(0, |digit| b'0' + digit)
+    })
 }
 
 /// The root of what the pod shares, a directory or a file, which cannot be a link.

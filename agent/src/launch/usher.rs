@@ -87,7 +87,7 @@ fn provide(plan: &mut InitPlan<'_>) -> Result<(), Failure> {
     for (index, mount) in spec.mounts.iter().enumerate() {
         let made = match &mount.source {
             Source::New(filesystem) if is_the_guests(spec, filesystem.kind.to_bytes()) => {
-                rootfs::new_filesystem(filesystem, mount)
+                rootfs::new_filesystem(filesystem, mount, None)
             }
             Source::New(_) => continue,
             Source::Volume(_) | Source::Shared(_) => {

@@ -1,8 +1,10 @@
 //! The whole config.json.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use super::devices::DeviceRules;
+use super::hooks::Hooks;
 use super::mounts::{MountPoint, MountSpec, SharedTmpfs, Source, root_propagation};
 use super::namespaces::{Namespaces, Origin, Statements};
 use super::process::{Console, ProcessSpec};
@@ -49,6 +51,10 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Which devices may be used.
     pub device_rules: DeviceRules,
+    /// Those that run here.
+    pub hooks: Hooks,
+    /// For the hooks to read.
+    pub annotations: BTreeMap<String, String>,
     /// For every process.
     pub seccomp: Option<SeccompFilter>,
 }
@@ -117,7 +123,8 @@ impl ContainerSpec {
         }
         let mut notes = Vec::new();
         let linux = config.linux;
-        refuse_unsupported(&config.hooks, &linux)?;
+        refuse_unsupported(&linux)?;
+        let hooks = Hooks::parse(&config.hooks, &mut notes)?;
         if linux.seccomp.is_some() && seccomp.is_none() {
             return Err(SpecError::unsupported("linux.seccomp", "the agent takes compiled filters only"));
         }
@@ -176,6 +183,8 @@ impl ContainerSpec {
                     .transpose()?
                     .unwrap_or_default(),
                 namespaces,
+                hooks,
+                annotations: config.annotations,
                 seccomp,
             },
             notes,
@@ -199,10 +208,8 @@ fn users(linux: &schema::Linux, namespaces: &Namespaces) -> Result<Option<IdMapp
     }
 }
 
-fn refuse_unsupported(hooks: &schema::Hooks, linux: &schema::Linux) -> Result<(), SpecError> {
+fn refuse_unsupported(linux: &schema::Linux) -> Result<(), SpecError> {
     let present = [
-        ("hooks.createContainer", !hooks.create_container.is_empty()),
-        ("hooks.startContainer", !hooks.start_container.is_empty()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.memoryPolicy", linux.memory_policy.is_some()),
     ];

@@ -78,6 +78,15 @@ pub enum Source {
     Shared(SharedTmpfs),
 }
 
+/// What a new file system has in it at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// What it has by itself.
+    Own,
+    /// A copy of what the image has where it is mounted.
+    Copied,
+}
+
 /// A tmpfs of the pod.
 #[derive(Clone, Debug)]
 pub struct SharedTmpfs {
@@ -96,6 +105,8 @@ pub struct Filesystem {
     pub source: CString,
     /// Options of the file system itself; without a value they are flags.
     pub options: Vec<(CString, Option<CString>)>,
+    /// What is in it at first.
+    pub content: Content,
 }
 
 impl Filesystem {
@@ -178,7 +189,11 @@ impl MountSpec {
         }
         let source = if mount.source.is_empty() { kind } else { &mount.source };
         let (kind, source) = (c_string(FIELD, kind)?, c_string(FIELD, source)?);
-        Ok(options.of(target, |data| Source::New(Filesystem { kind, source, options: data })))
+        if options.content == Content::Copied && kind.as_c_str() != c"tmpfs" {
+            return Err(SpecError::invalid(FIELD, format!("{at}: tmpcopyup is for a tmpfs")));
+        }
+        let content = options.content;
+        Ok(options.of(target, |data| Source::New(Filesystem { kind, source, options: data, content })))
     }
 
     fn volume(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
@@ -231,6 +246,7 @@ struct Options {
     propagation: u64,
     depth: Depth,
     ids: Option<IdMapped>,
+    content: Content,
     /// For the file system.
     data: Vec<(CString, Option<CString>)>,
 }
@@ -247,6 +263,7 @@ impl Options {
             ids: mappings
                 .as_ref()
                 .map(|mappings| IdMapped { mappings: Some(mappings.clone()), depth: Depth::One }),
+            content: Content::Own,
             data: Vec::new(),
         };
         for option in &mount.options {
@@ -254,6 +271,7 @@ impl Options {
                 Meaning::Attribute { clear, set } => sorted.attributes.change(clear, set),
                 Meaning::DeepAttribute { clear, set } => sorted.deep_attributes.change(clear, set),
                 Meaning::Bind(depth) => sorted.depth = depth,
+                Meaning::CopyUp => sorted.content = Content::Copied,
                 Meaning::IdMapped(depth) => {
                     sorted.ids = Some(IdMapped { mappings: mappings.clone(), depth });
                 }
@@ -280,7 +298,7 @@ impl Options {
         target: MountPoint,
         source: impl FnOnce(Vec<(CString, Option<CString>)>) -> Source,
     ) -> MountSpec {
-        let Self { attributes, deep_attributes, propagation, depth, ids, data } = self;
+        let Self { attributes, deep_attributes, propagation, depth, ids, data, content: _ } = self;
         MountSpec { target, source: source(data), attributes, deep_attributes, propagation, depth, ids }
     }
 }
@@ -298,6 +316,7 @@ enum Meaning {
     },
     Propagation(u64),
     Bind(Depth),
+    CopyUp,
     IdMapped(Depth),
     /// What a new mount is anyway.
     Default,
@@ -338,6 +357,7 @@ impl Meaning {
         match option {
             "bind" => Self::Bind(Depth::One),
             "rbind" => Self::Bind(Depth::Recursive),
+            "tmpcopyup" => Self::CopyUp,
             "idmap" => Self::IdMapped(Depth::One),
             "ridmap" => Self::IdMapped(Depth::Recursive),
             "private" => Self::Propagation(libc::MS_PRIVATE),
@@ -348,8 +368,8 @@ impl Meaning {
             "rslave" => Self::Propagation(libc::MS_SLAVE | libc::MS_REC),
             "unbindable" => Self::Propagation(libc::MS_UNBINDABLE),
             "runbindable" => Self::Propagation(libc::MS_UNBINDABLE | libc::MS_REC),
-            "defaults" | "async" | "loud" | "nomand" | "noiversion" => Self::Default,
-            "remount" | "tmpcopyup" | "mand" | "iversion" | "acl" | "noacl" => Self::Unsupported,
+            "defaults" | "async" | "loud" | "silent" | "nomand" | "noiversion" => Self::Default,
+            "remount" | "mand" | "iversion" | "acl" | "noacl" => Self::Unsupported,
             _ => Self::Data,
         }
     }

@@ -20,6 +20,8 @@ pub struct Config {
     pub mounts: Vec<Mount>,
     #[serde(default)]
     pub hooks: Hooks,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     pub linux: Linux,
 }
 
@@ -33,9 +35,27 @@ pub struct Root {
 #[serde(rename_all = "camelCase")]
 pub struct Hooks {
     #[serde(default)]
-    pub create_container: Vec<Value>,
+    pub prestart: Vec<Value>,
     #[serde(default)]
-    pub start_container: Vec<Value>,
+    pub create_runtime: Vec<Value>,
+    #[serde(default)]
+    pub create_container: Vec<Hook>,
+    #[serde(default)]
+    pub start_container: Vec<Hook>,
+    #[serde(default)]
+    pub poststart: Vec<Value>,
+    #[serde(default)]
+    pub poststop: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+pub struct Hook {
+    pub path: String,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<String>,
+    pub timeout: Option<i64>,
 }
 
 #[derive(Deserialize)]

@@ -90,11 +90,10 @@ fn what_cannot_be_honoured_is_an_error_that_names_the_field() {
         ("linux.namespaces", joined, "linux.namespaces"),
         ("linux.namespaces", json!([{"type": "mount"}]), "linux.namespaces"),
         ("linux.personality", json!({"domain": "LINUX", "flags": ["X"]}), "linux.personality"),
-        ("hooks.startContainer", json!([{"path": "/x"}]), "hooks.startContainer"),
         ("mounts", json!([{"destination": "/d", "type": "bind", "source": "/s"}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "source": "/s", "options": ["rbind"]}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "type": "nfs"}]), "mounts"),
-        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}]), "mounts"),
+        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["remount"]}]), "mounts"),
         ("ociVersion", json!("2.0.0"), "ociVersion"),
     ] {
         let error = parse(&with(pointer, value)).unwrap_err();
@@ -324,4 +323,15 @@ fn attributes_of_a_mount_are_its_own_or_also_of_those_below() {
         (ATTR_NODEV, 0, 0)
     );
     assert_eq!(volume(json!(["ridmap"])).ids, Some(IdMapped { mappings: None, depth: Depth::Recursive }));
+}
+
+#[test]
+fn hooks_of_the_host_are_passed_over_with_a_remark() {
+    let spec =
+        with("hooks", json!({"prestart": [{"path": "/a"}], "poststop": [{"path": "/b"}, {"path": "/c"}]}));
+    let parsed = ContainerSpec::from_json(spec.to_string().as_bytes(), None, &Statements::default());
+    let (spec, notes) = parsed.unwrap();
+    assert!(spec.hooks.create_container.is_empty() && spec.hooks.start_container.is_empty());
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[1].contains("2 poststop hooks"), "{notes:?}");
 }

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -144,6 +145,21 @@ pub fn wait(children: Children<'_>) -> nix::Result<Option<(libc::pid_t, Ended)>>
         };
         Ok(Some((info.si_pid(), ended)))
     }
+}
+
+/// Waits for the end of the process behind `pidfd`, no longer than `limit`: whether it has ended. It stays to be reaped.
+pub fn wait_until_ended(pidfd: BorrowedFd<'_>, limit: Duration) -> nix::Result<bool> {
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: one structure, which outlives the call. Every signal has its default action, so none interrupts it and returns.
+    let ready = check(libc::c_long::from(unsafe { libc::poll(&raw mut poll, 1, limit) }))?;
+    Ok(ready > 0)
+}
+
+/// Waits for the end of the child behind `pidfd`, and reaps it.
+pub fn wait_for(pidfd: BorrowedFd<'_>) -> nix::Result<Ended> {
+    wait_until_ended(pidfd, Duration::MAX)?;
+    Ok(wait(Children::Take(pidfd))?.map_or(Ended::Killed(libc::SIGKILL), |(_, ended)| ended))
 }
 
 /// Ends the calling process at once, without destructors.

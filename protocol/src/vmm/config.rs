@@ -48,12 +48,32 @@ pub enum Unplug {
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to 32.
     pub vcpus: u8,
+    /// How many of them the guest starts when it boots, at least one; all where it is not said. The others cost next to
+    /// nothing, and are started at any time by the guest itself (the agent's `OnlineCpus`).
+    #[serde(default)]
+    pub online_vcpus: Option<u8>,
+    /// What they look like to the guest.
+    #[serde(default)]
+    pub cpu: CpuTemplate,
     /// Guest memory in MiB, at least 32.
     pub memory_mib: u32,
     /// Words appended to the kernel's command line. The monitor writes those for its devices itself.
     pub kernel_args: String,
     /// The most bytes that are written to the console log; what comes after is counted and dropped.
     pub console_limit_bytes: u64,
+}
+
+/// What a guest's processors look like. Nested virtualisation and performance counters are shown by none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuTemplate {
+    /// Like the host's: a guest that was saved goes on only on a host of the same kind.
+    #[default]
+    Host,
+    /// Level 2 of x86-64: hosts from about 2009 on. A host that lacks a part is an error of the boot.
+    V2,
+    /// Level 3 of x86-64 (AVX2), with AES and random numbers: hosts from about 2015 on.
+    V3,
 }
 
 /// A disk made of consecutive pieces of files.

@@ -15,6 +15,8 @@ fn messages_survive_json() {
     round_trip(&Request::Jail(JailConfig::Unprivileged));
     round_trip(&Request::Machine(MachineConfig {
         vcpus: 2,
+        online_vcpus: Some(1),
+        cpu: CpuTemplate::V3,
         memory_mib: 512,
         kernel_args: "quiet".into(),
         console_limit_bytes: 1 << 20,

@@ -36,7 +36,9 @@ impl Actor {
         let cgroup = self.cgroup("send a signal")?;
         let mut signalled = std::collections::HashSet::new();
         for _ in 0..SIGNAL_PASSES {
-            let new: Vec<_> = cgroup.pids()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
+            let mut new: Vec<_> = cgroup.pids()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
+            // Init last: the others would be killed by its end before they get the signal.
+            new.sort_by_key(|pid| pid.unsigned_abs() == self.init_pid());
             if new.is_empty() {
                 break;
             }
