@@ -14,8 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig, JailNetwork,
-    MachineConfig, Message, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION, VsockConfig,
+    CONTROL_FD, Channel, CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig,
+    JailNetwork, MachineConfig, Message, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION,
+    VsockConfig,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -132,6 +133,8 @@ impl Parts {
         let jailed = ask(Request::Jail(jail), &[]);
         let config = MachineConfig {
             vcpus: 1,
+            online_vcpus: None,
+            cpu: CpuTemplate::Host,
             memory_mib: GUEST_MIB,
             kernel_args: String::new(),
             console_limit_bytes: 4096,
