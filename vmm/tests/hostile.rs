@@ -75,7 +75,8 @@ fn boot(kernel: &[u8]) -> Victim {
     Victim { vmm, _host: (folder, ours), held_at_first }
 }
 
-/// The monitor's own memory in KiB: what no other process has, besides the guest's.
+/// The monitor's own memory in KiB, besides the guest's. Pages of files are not its own, and those of a program that was
+/// just built are dirty.
 fn held(vmm: &Vmm) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/smaps", vmm.pid())).unwrap();
     let (mut sum, mut counted) = (0, false);
@@ -84,7 +85,7 @@ fn held(vmm: &Vmm) -> u64 {
         if let Some((from, to)) = first.split_once('-') {
             let address = |text| u64::from_str_radix(text, 16).unwrap();
             counted = address(to) - address(from) < 32 << 20;
-        } else if counted && first == "Private_Dirty:" {
+        } else if counted && first == "Anonymous:" {
             sum += line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
         }
     }
