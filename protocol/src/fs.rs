@@ -2,7 +2,7 @@
 //!
 //! *The monitor asks* ([`Request`], [`Reply`]): one `SOCK_SEQPACKET` socketpair, one [postcard] message a packet, at
 //! most one file descriptor with a reply. Requests are answered one by one and in order, except [`Request::Forget`],
-//! which has no answer. The monitor has parsed the guest's FUSE message; the broker believes neither: a [`Name`] is
+//! which has no answer; between answers the broker may take files back ([`Reply::Revoked`]). The monitor has parsed the guest's FUSE message; the broker believes neither: a [`Name`] is
 //! checked where it is decoded, numbers where they are used.
 //!
 //! *The shim decides* ([`Control`], [`ControlReply`]): JSON messages with descriptors, as the monitor's control API.
@@ -434,7 +434,13 @@ pub enum Reply {
     Listing(Vec<ListedEntry>),
     /// Of the file system.
     FileSystem(FileSystem),
+    /// No answer, and at any time: these files belong to an export that was taken away. The monitor closes them before it
+    /// reads or writes again.
+    Revoked(Vec<HandleId>),
 }
+
+/// The most handles of one [`Reply::Revoked`].
+pub const REVOKED_MAX: usize = 4096;
 
 /// Who may change what an export holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -465,7 +471,8 @@ pub enum Control {
         /// Who may change it.
         access: ExportAccess,
     },
-    /// Takes a folder away from the root. What the guest holds of it can no longer be used.
+    /// Takes a folder away from the root. What the guest holds of it can no longer be used: open files neither, which the
+    /// monitor closes at the guest's next request.
     RemoveExport {
         /// Its name.
         name: String,

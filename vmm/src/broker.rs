@@ -21,6 +21,7 @@ mod sys;
 
 use exports::Exports;
 use handles::Handles;
+use hull_protocol::fs::HandleId;
 use nodes::Nodes;
 
 /// The broker's state for one monitor.
@@ -44,11 +45,11 @@ impl Broker {
         &mut self.exports
     }
 
-    /// Takes an export away, with everything that the monitor holds of it here. Answers whether there was one.
-    pub fn remove_export(&mut self, name: &str) -> bool {
-        let Some(export) = self.exports.remove(name) else { return false };
+    /// Takes an export away, with everything that the monitor holds of it here. Answers the files that the monitor has
+    /// open, if there was such an export.
+    pub fn remove_export(&mut self, name: &str) -> Option<Vec<HandleId>> {
+        let export = self.exports.remove(name)?;
         self.nodes.remove_export(export);
-        self.handles.remove_export(export);
-        true
+        Some(self.handles.remove_export(export))
     }
 }

@@ -302,3 +302,40 @@ fn a_swapped_link_leads_nowhere() {
     });
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn files_of_an_export_that_goes_are_taken_back_however_many() {
+    let mut broker = Broker::start();
+    fs::write(broker.folder.path().join("f"), b"").unwrap();
+    let root = broker.look_up(ROOT, "x").unwrap();
+    let f = broker.look_up(root, "f").unwrap();
+    let mut opened: Vec<_> = (0..5000)
+        .map(|_| match broker.ask(&Request::Open { node: f, flags: 0 }).0 {
+            Reply::Opened(handle) => handle,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    broker.say(&Control::RemoveExport { name: "x".into() }, None);
+    let mut revoked = Vec::new();
+    while revoked.len() < opened.len() {
+        match broker.monitor.receive::<Reply>().unwrap().0 {
+            Reply::Revoked(files) => revoked.extend(files),
+            other => panic!("{other:?}"),
+        }
+    }
+    opened.sort_by_key(|handle| handle.0);
+    revoked.sort_by_key(|handle| handle.0);
+    assert_eq!(revoked, opened);
+    // Answers go on as before.
+    assert_eq!(broker.look_up(ROOT, "x"), Err(libc::ENOENT));
+}
+
+#[test]
+fn a_monitor_that_does_not_read_holds_up_nobody() {
+    let broker = Broker::start();
+    // More answers than the socket holds.
+    let stat = Request::GetAttributes { node: ROOT };
+    while broker.monitor.send(&stat, None).is_ok() {}
+    // It was cut off, and the shim is heard.
+    broker.say(&Control::RemoveExport { name: "x".into() }, None);
+}

@@ -46,21 +46,35 @@ impl BrokerChannel {
 
     /// Sends one message, with a descriptor that stays the caller's.
     pub fn send<T: Serialize>(&self, message: &T, fd: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
-        let bytes = postcard::to_allocvec(message).map_err(|_| ChannelError::Malformed)?;
-        if bytes.len() > MESSAGE_MAX {
-            return Err(ChannelError::TooLarge);
-        }
-        self.send_bytes(&bytes, fd)
+        self.send_packet(&encode(message)?, fd, MsgFlags::empty())
+    }
+
+    /// Sends one message as [`send`](Self::send), or fails where the other end has left no room for it.
+    pub fn send_at_once<T: Serialize>(
+        &self,
+        message: &T,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ChannelError> {
+        self.send_packet(&encode(message)?, fd, MsgFlags::MSG_DONTWAIT)
     }
 
     /// Sends a packet as it is.
     pub fn send_bytes(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
+        self.send_packet(bytes, fd, MsgFlags::empty())
+    }
+
+    fn send_packet(
+        &self,
+        bytes: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+        flags: MsgFlags,
+    ) -> Result<(), ChannelError> {
         let raw: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let rights = if raw.is_empty() { &[][..] } else { &rights[..] };
         let parts = [IoSlice::new(bytes)];
-        let sent =
-            retry(|| sendmsg::<()>(self.socket.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None));
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+        let sent = retry(|| sendmsg::<()>(self.socket.as_raw_fd(), &parts, rights, flags, None));
         match sent {
             Ok(_) => Ok(()),
             Err(error)
@@ -75,13 +89,31 @@ impl BrokerChannel {
     /// Receives one message, and the descriptor that came with it, close-on-exec: none where more than one came, or
     /// where this process may open no more.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Option<OwnedFd>), ChannelError> {
+        self.receive_packet(MsgFlags::empty())
+    }
+
+    /// Receives one message as [`receive`](Self::receive), if one is there.
+    pub fn receive_at_once<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<Option<(T, Option<OwnedFd>)>, ChannelError> {
+        match self.receive_packet(MsgFlags::MSG_DONTWAIT) {
+            Err(ChannelError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    fn receive_packet<T: DeserializeOwned>(
+        &mut self,
+        flags: MsgFlags,
+    ) -> Result<(T, Option<OwnedFd>), ChannelError> {
         self.buffer.resize(MESSAGE_MAX + 1, 0);
         let mut space = cmsg_space!(RawFd);
         let mut fds = Vec::new();
         let (socket, buffer) = (self.socket.as_raw_fd(), &mut self.buffer);
         let mut parts = [IoSliceMut::new(buffer)];
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
         let received = retry(|| {
-            recvmsg::<()>(socket, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).map(|message| {
+            recvmsg::<()>(socket, &mut parts, Some(&mut space), flags).map(|message| {
                 // Take the descriptors before anything can fail, so that none leaks.
                 if let Ok(control) = message.cmsgs() {
                     for part in control {
@@ -114,6 +146,11 @@ impl BrokerChannel {
             Ok(_) | Err(_) => Err(ChannelError::Malformed),
         }
     }
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ChannelError> {
+    let bytes = postcard::to_allocvec(message).map_err(|_| ChannelError::Malformed)?;
+    if bytes.len() > MESSAGE_MAX { Err(ChannelError::TooLarge) } else { Ok(bytes) }
 }
 
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {

@@ -80,11 +80,17 @@ impl Handles {
         self.by_id.clear();
     }
 
-    /// Closes everything of an export.
-    pub fn remove_export(&mut self, removed: ExportId) {
-        self.by_id.retain(|_, handle| match handle {
-            Handle::File { export, .. } | Handle::Directory { export, .. } => *export != removed,
-            Handle::Root => true,
+    /// Closes everything of an export. Answers the files among it, which somebody else has open as well.
+    pub fn remove_export(&mut self, removed: ExportId) -> Vec<HandleId> {
+        let mut files = Vec::new();
+        self.by_id.retain(|id, handle| match handle {
+            Handle::File { export, .. } if *export == removed => {
+                files.push(*id);
+                false
+            }
+            Handle::Directory { export, .. } => *export != removed,
+            Handle::File { .. } | Handle::Root => true,
         });
+        files
     }
 }

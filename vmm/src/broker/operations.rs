@@ -36,7 +36,8 @@ impl Broker {
             | Reply::Data(_)
             | Reply::Count(_)
             | Reply::Listing(_)
-            | Reply::FileSystem(_) => None,
+            | Reply::FileSystem(_)
+            | Reply::Revoked(_) => None,
         }
     }
 

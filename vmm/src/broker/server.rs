@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use hull_protocol::fs::{BrokerChannel, ChannelError, Control, ControlReply, Reply, Request, VERSION};
+use hull_protocol::fs::{
+    BrokerChannel, ChannelError, Control, ControlReply, HandleId, REVOKED_MAX, Reply, Request, VERSION,
+};
 use hull_protocol::vmm::{Channel, ChannelError as ControlError, Received};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -123,8 +125,11 @@ impl Server {
                 self.broker.exports_mut().add(&name, access, root).map_err(|error| chain(&error))
             }
             (Control::RemoveExport { name }, _) => match self.broker.remove_export(&name) {
-                true => Ok(()),
-                false => Err(format!("there is no export {name}")),
+                Some(files) => {
+                    self.revoke(&files);
+                    Ok(())
+                }
+                None => Err(format!("there is no export {name}")),
             },
             (Control::Serve | Control::AddExport { .. }, None) => Err("a file descriptor is missing".into()),
         }
@@ -153,7 +158,17 @@ impl Server {
             Err(ChannelError::Closed | ChannelError::Io(_)) => return self.monitor_gone(),
         };
         let Some(reply) = reply else { return };
-        if channel.send(&reply, self.broker.descriptor(&reply)).is_err() {
+        // One that asks without reading the answers is as good as gone: nobody else is to wait for it.
+        if channel.send_at_once(&reply, self.broker.descriptor(&reply)).is_err() {
+            self.monitor_gone();
+        }
+    }
+
+    /// Tells the monitor to close files.
+    fn revoke(&mut self, files: &[HandleId]) {
+        let Monitor::Connected(channel) = &self.monitor else { return };
+        let notices = files.chunks(REVOKED_MAX).map(|files| Reply::Revoked(files.to_vec()));
+        if notices.into_iter().any(|notice| channel.send_at_once(&notice, None).is_err()) {
             self.monitor_gone();
         }
     }

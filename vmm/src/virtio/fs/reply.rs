@@ -57,7 +57,7 @@ impl Body {
     /// What was asked for; `opened` is what the request opens, if it opens anything.
     pub fn reply(mut self, reply: &Reply, opened: Opened, detail: Detail) -> Self {
         match reply {
-            Reply::Error(_) | Reply::Done => {}
+            Reply::Error(_) | Reply::Done | Reply::Revoked(_) => {}
             Reply::Entry(entry) => self.entry(Some(entry)),
             Reply::Attributes(attributes) => {
                 let valid = seconds(self.cache);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use hull_protocol::fs::{BrokerChannel, Detail, HandleId, Reply, Request, VERSION};
+use hull_protocol::fs::{BrokerChannel, ChannelError, Detail, HandleId, Reply, Request, VERSION};
 use hull_protocol::vmm::FsCache;
 
 use super::fuse::{
@@ -58,6 +58,11 @@ impl Session {
         let opcode = Opcode::from_code(header.opcode);
         if usize::try_from(header.len) != Ok(readable.len()) {
             return answer(writable, header.unique, Err(libc::EINVAL));
+        }
+        if let Some(Opcode::Read | Opcode::Write) = opcode
+            && let Err(errno) = self.close_revoked()
+        {
+            return answer(writable, header.unique, Err(errno));
         }
         match opcode {
             None => answer(writable, header.unique, Err(libc::ENOSYS)),
@@ -129,13 +134,35 @@ impl Session {
 
     /// Asks the broker. A broker that is gone, or talks nonsense, is an I/O error of each request.
     fn ask(&mut self, request: &Request) -> Result<(Reply, Option<OwnedFd>), i32> {
-        let answered = self.broker.send(request, None).and_then(|()| self.broker.receive());
+        let mut answered = self.broker.send(request, None).and_then(|()| self.broker.receive());
+        while let Ok((Reply::Revoked(files), _)) = &answered {
+            files.iter().for_each(|file| drop(self.files.remove(file)));
+            answered = self.broker.receive();
+        }
         match answered {
             Ok((Reply::Error(errno), _)) => Err(errno),
             Ok(answered) => Ok(answered),
             Err(error) => {
                 log::warn!("the file broker does not answer: {error}");
                 Err(libc::EIO)
+            }
+        }
+    }
+
+    /// Closes what the broker has taken back.
+    fn close_revoked(&mut self) -> Result<(), i32> {
+        loop {
+            match self.broker.receive_at_once() {
+                // A broker that is gone takes nothing back.
+                Ok(None) | Err(ChannelError::Closed) => return Ok(()),
+                Ok(Some((Reply::Revoked(files), _))) => {
+                    files.iter().for_each(|file| drop(self.files.remove(file)));
+                }
+                // An answer that nobody has asked for: who has a right to what is not known.
+                Ok(Some(_)) | Err(_) => {
+                    self.files.clear();
+                    return Err(libc::EIO);
+                }
             }
         }
     }

@@ -240,9 +240,16 @@ fn exports_come_and_go() {
     let (f, _) = client.lookup(late, "f").unwrap();
     let handle = client.open(f, O_RDONLY).unwrap();
     let rw = client.rw();
+    std::fs::write(client.host("mine"), b"mine").unwrap();
+    let (rw_file, _) = client.lookup(rw, "mine").unwrap();
     assert_eq!(client.rename((late, "f"), (rw, "f"), 0), Err(libc::EXDEV));
+    assert_eq!(client.read(handle, 0, 5), Ok(b"other".to_vec()));
+    let kept = client.open(rw_file, O_RDONLY).unwrap();
     let remove = Control::RemoveExport { name: "late".into() };
     client.shim.say(&remove, &[]).unwrap();
+    // The monitor had the file open by itself.
+    assert_eq!(client.read(handle, 0, 5), Err(libc::EBADF));
+    assert_eq!(client.read(kept, 0, 4), Ok(b"mine".to_vec()));
     assert!(client.shim.say(&remove, &[]).is_err());
     assert_eq!(client.lookup(ROOT, "late"), Err(libc::ENOENT));
     assert_eq!(client.lookup(late, "f"), Err(libc::ESTALE));
