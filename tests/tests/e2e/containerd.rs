@@ -67,8 +67,11 @@ impl ThinPool {
     }
 
     fn shell(folder: &std::path::Path, script: &str) {
-        let status =
-            std::process::Command::new("sh").args(["-euc", script, Self::NAME]).current_dir(folder).status();
+        let status = std::process::Command::new("sh")
+            .args(["-euc", script, Self::NAME])
+            .current_dir(folder)
+            .env("DM_DISABLE_UDEV", "1")
+            .status();
         assert!(status.unwrap().success(), "{script}");
     }
 }
