@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Both install what they need (Debian, Ubuntu) and say what they do.
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test lint bench clean
+.PHONY: help build run test lint bench soak clean
 
 XTASK := cargo run --quiet --package xtask --
 
@@ -20,8 +20,14 @@ test: ## Every test, with a closing count; ONLY=lint,unit,host,e2e picks layers,
 lint: ## Formatting, clippy, licences
 	$(XTASK) lint
 
-bench: ## The table of docs/benchmarks.md, measured here
-	$(XTASK) bench
+bench: ## The tables of docs/benchmarks.md, measured here; PEER=path starts a Firecracker beside the monitor
+	$(XTASK) bench $(if $(PEER),--peer '$(PEER)')
+
+soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
+	$(XTASK) soak
+
+soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
+	$(XTASK) soak
 
 clean: ## Remove what was built, except the cached guest kernel
 	cargo clean

@@ -107,6 +107,11 @@ impl Rootfs {
         Self { base, root, files }
     }
 
+    /// One that is mounted at `root` already, by others. No file comes with it: there is nothing at `place`.
+    pub fn existing(place: &Path, root: CString) -> Self {
+        Self { base: place.to_owned(), root, files: c_path(&place.join("files")) }
+    }
+
     /// The mount point.
     pub fn root(&self) -> &CStr {
         &self.root

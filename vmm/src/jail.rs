@@ -64,12 +64,12 @@ pub fn enter(config: JailConfig) -> Result<(), JailError> {
             let person = identity::Identity::new(uid, gid).ok_or(JailError::Root)?;
             namespaces::unshare(network)?;
             root::pivot_into_nothing()?;
-            capabilities::drop_bounding()?;
+            capabilities::bound_to(&[])?;
             identity::become_for_good(person, capabilities::drop_all)?;
         }
         JailConfig::Unprivileged => {
             if capabilities::may_drop_bounding()? {
-                capabilities::drop_bounding()?;
+                capabilities::bound_to(&[])?;
             }
             identity::keep(capabilities::drop_all)?;
         }

@@ -17,12 +17,22 @@ use nix::unistd::{chdir, pivot_root};
 
 use super::handles::HANDLES_MAX;
 use super::nodes::NODES_MAX;
+use crate::jail::capabilities;
 
-pub mod capabilities;
 pub mod seccomp;
 
 /// Descriptors besides nodes and handles: exports, sockets, and those between two system calls.
 const FDS_BESIDES: usize = 1024;
+
+/// The capabilities that the ownership of files needs (capabilities(7)), each with what it is for.
+pub const KEPT: [u32; 4] = [
+    // CAP_CHOWN: what the guest makes is the guest's user's.
+    0,
+    // CAP_DAC_OVERRIDE: the guest's kernel has checked permissions, with groups that the broker does not know.
+    1, // CAP_FOWNER: modes and times of files of any of the guest's users.
+    3, // CAP_FSETID: set-group-id bits, as the guest's kernel decided.
+    4,
+];
 
 /// Which part of the jail could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +45,9 @@ pub enum JailError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Capabilities stay.
+    #[error(transparent)]
+    Capabilities(#[from] crate::jail::JailError),
     /// The filter is wrong.
     #[error("cannot make the seccomp filter")]
     Filter(#[from] seccompiler::BackendError),
@@ -47,7 +60,8 @@ pub enum JailError {
 pub fn enter() -> Result<OwnedFd, JailError> {
     limit()?;
     let proc = pivot()?;
-    capabilities::reduce()?;
+    capabilities::bound_to(&KEPT)?;
+    capabilities::reduce_to(&KEPT)?;
     step("forbid new privileges", nix::sys::prctl::set_no_new_privs())?;
     step("forbid core dumps", nix::sys::prctl::set_dumpable(false))?;
     seccomp::install()?;

@@ -1,4 +1,5 @@
-//! Capabilities, all given up: permitted, effective, inheritable, ambient, and the bounding set where that is allowed.
+//! Capabilities, given up: permitted, effective, inheritable, ambient, and the bounding set where that is allowed. The
+//! monitor keeps none, the file broker a few of the lowest 32.
 
 use nix::errno::Errno;
 
@@ -42,12 +43,19 @@ fn set(sets: &[Sets; 2]) -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
-/// Empties all sets of the process except for its bounds.
-pub fn drop_all() -> Result<(), JailError> {
+/// Empties all sets of the process except for its bounds, and but for what is `kept`.
+pub fn reduce_to(kept: &[u32]) -> Result<(), JailError> {
     // SAFETY: this prctl takes numbers.
     let cleared = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     Errno::result(cleared).map_err(refused("clear its ambient capabilities"))?;
-    set(&[Sets::default(); 2]).map_err(refused("give up its capabilities"))
+    let kept = kept.iter().fold(0, |set, capability| set | 1 << capability);
+    let low = Sets { effective: kept, permitted: kept, inheritable: 0 };
+    set(&[low, Sets::default()]).map_err(refused("give up its capabilities"))
+}
+
+/// Empties all sets of the process except for its bounds.
+pub fn drop_all() -> Result<(), JailError> {
+    reduce_to(&[])
 }
 
 /// Whether the process may give up the capabilities that a program it executes could gain.
@@ -55,9 +63,9 @@ pub fn may_drop_bounding() -> Result<bool, JailError> {
     Ok(get().map_err(refused("look at its capabilities"))?[0].effective & 1 << SETPCAP != 0)
 }
 
-/// Empties the bounding set.
-pub fn drop_bounding() -> Result<(), JailError> {
-    for capability in bounding() {
+/// Empties the bounding set but for what is `kept`.
+pub fn bound_to(kept: &[u32]) -> Result<(), JailError> {
+    for capability in bounding().filter(|capability| !kept.contains(capability)) {
         // SAFETY: this prctl takes numbers.
         let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         Errno::result(done).map_err(refused("bound its capabilities"))?;

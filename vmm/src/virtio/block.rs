@@ -258,22 +258,12 @@ impl Block {
         work: impl FnOnce(&mut InFlight, &mut dyn FnMut(Flight, io::Result<()>)) -> io::Result<T>,
     ) -> Result<(T, u32), DeviceError> {
         let Self { name, in_flight, running, totals, .. } = self;
-        let mut count = 0;
-        let mut failure = None;
-        let result = work(in_flight, &mut |flight, result| {
-            count += 1;
+        let queue = running.as_mut().map(|running| &mut running.requests);
+        in_flight.give_back(queue, work, |flight, result| {
             let code = totals.account(name, flight.moved, &result);
-            let Some(Running { requests, .. }) = running else { return };
-            flight.status.copy_from(&[code as u8]);
-            let written = if code == Status::Ok { flight.moved.to_guest } else { 0 };
-            if let Err(error) = requests.complete(flight.head, used(written)) {
-                failure.get_or_insert(error);
-            }
-        });
-        if let Some(source) = failure {
-            return Err(DeviceError::Queue { queue: 0, source });
-        }
-        Ok((result?, count))
+            let data = if code == Status::Ok { flight.moved.to_guest } else { 0 };
+            ([code as u8], used(data))
+        })
     }
 
     fn sources(&self) -> Vec<(RawFd, Source)> {

@@ -147,23 +147,14 @@ impl Pmem {
         work: impl FnOnce(&mut InFlight, &mut dyn FnMut(Flight, io::Result<()>)) -> io::Result<T>,
     ) -> Result<(T, u32), DeviceError> {
         let Self { name, syncs, running, host_errors, .. } = self;
-        let (mut count, mut failure) = (0, None);
-        let result = work(syncs, &mut |flight, result| {
-            count += 1;
+        let queue = running.as_mut().map(|running| &mut running.requests);
+        syncs.give_back(queue, work, |_, result| {
             if let Err(error) = &result {
                 *host_errors += 1;
                 log::warn!("{name}: the host failed a flush: {error}");
             }
-            let Some(Running { requests, .. }) = running else { return };
-            flight.status.copy_from(&answer(result.is_ok()));
-            if let Err(error) = requests.complete(flight.head, 4) {
-                failure.get_or_insert(error);
-            }
-        });
-        if let Some(source) = failure {
-            return Err(DeviceError::Queue { queue: 0, source });
-        }
-        Ok((result?, count))
+            (answer(result.is_ok()), 4)
+        })
     }
 }
 

@@ -7,7 +7,9 @@ use std::io;
 
 use super::engine::{Action, Engine, Finished, STEPS_MAX, Step, Submitted};
 use super::request::Moved;
+use crate::virtio::device::DeviceError;
 use crate::virtio::pinned::Pinned;
+use crate::virtio::queue::RunningQueue;
 
 /// How often a step may end without having done anything before that is an error (`EINTR`, `EAGAIN`).
 const ATTEMPTS_MAX: u8 = 8;
@@ -17,7 +19,7 @@ const ATTEMPTS_MAX: u8 = 8;
 pub struct Flight {
     /// Its chain.
     pub head: u16,
-    /// Where its status belongs, one byte.
+    /// Where its status belongs.
     pub status: Pinned,
     /// What it will have moved.
     pub moved: Moved,
@@ -117,6 +119,31 @@ impl InFlight {
             self.advance(&mut ended)?;
         }
         Ok(())
+    }
+
+    /// Gives the requests that `work` ends back to the driver in their queue, the device's only one: `answer` says what
+    /// status belongs into each, and how many bytes of its chain are written then. Without a driver nothing is written.
+    /// Answers what `work` does, and how many requests that were.
+    pub fn give_back<T, S: AsRef<[u8]>>(
+        &mut self,
+        mut queue: Option<&mut RunningQueue>,
+        work: impl FnOnce(&mut Self, &mut dyn FnMut(Flight, io::Result<()>)) -> io::Result<T>,
+        mut answer: impl FnMut(&Flight, io::Result<()>) -> (S, u32),
+    ) -> Result<(T, u32), DeviceError> {
+        let (mut count, mut failure) = (0, None);
+        let result = work(self, &mut |flight, result| {
+            count += 1;
+            let (status, written) = answer(&flight, result);
+            let Some(queue) = &mut queue else { return };
+            flight.status.copy_from(status.as_ref());
+            if let Err(error) = queue.complete(flight.head, written) {
+                failure.get_or_insert(error);
+            }
+        });
+        match failure {
+            Some(source) => Err(DeviceError::Queue { queue: 0, source }),
+            None => Ok((result?, count)),
+        }
     }
 
     /// Waits until the engine has given back every step, and forgets all requests: nobody wants their answers.
