@@ -210,6 +210,17 @@ impl Cgroup {
     }
 
     /// The kernel would reclaim, then kill, to get below a new limit.
+    /// Lets this user and group make cgroups below this one and move processes among them (kernel: cgroup-v2, "Delegation"). Its
+    /// limits stay out of their reach.
+    pub fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
+        for name in [c"", c"cgroup.procs", c"cgroup.threads", c"cgroup.subtree_control"] {
+            sys::path::change_owner(self.directory(), name, uid, Some(gid)).map_err(|source| {
+                CgroupError::File { what: "delegate", file: name.to_string_lossy().into_owned(), source }
+            })?;
+        }
+        Ok(())
+    }
+
     fn check_usage(&self, limits: &Limits) -> Result<(), CgroupError> {
         let limit = limits.settings.iter().find(|setting| setting.file == "memory.max");
         let Some(limit) = limit.and_then(|setting| setting.value.parse::<u64>().ok()) else { return Ok(()) };

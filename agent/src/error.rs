@@ -3,6 +3,7 @@
 use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
+use crate::cpus::CpuError;
 use crate::launch::LaunchError;
 use crate::pod::PodError;
 use crate::rootfs::RootfsError;
@@ -57,6 +58,9 @@ pub enum Error {
         /// The agent's.
         ours: u32,
     },
+    /// Namespaces and ids that do not belong together.
+    #[error("user namespace: {0}")]
+    ForeignUsers(&'static str),
     /// The operation was given up because the container is being deleted or killed.
     #[error("the creation of the container was cancelled")]
     Cancelled,
@@ -84,6 +88,9 @@ pub enum Error {
     /// Of a device's slot.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// A processor does not run.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// Of a stream.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -112,17 +119,19 @@ impl Error {
             Self::Exists { .. } | Self::Attach(AttachError::Taken) => Code::ALREADY_EXISTS,
             Self::State { .. }
             | Self::Cancelled
+            | Self::ForeignUsers(_)
             | Self::ShuttingDown
-            | Self::Launch(LaunchError::ContainerEnded)
+            | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_))
             | Self::Rootfs(RootfsError::NoDisk(_))
-            | Self::Slot(SlotError::Unfit { .. }) => Code::FAILED_PRECONDITION,
+            | Self::Slot(SlotError::Unfit { .. })
+            | Self::Cpu(CpuError::TooMany { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
             | Self::Range { .. }
             | Self::Version { .. }
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
             | Self::Cgroup(CgroupError::Refused { .. } | CgroupError::BelowUsage { .. })
             | Self::Rootfs(RootfsError::NoLower | RootfsError::Serial(_) | RootfsError::NoSize)
-            | Self::Launch(LaunchError::Program(_))
+            | Self::Launch(LaunchError::Program(_) | LaunchError::Unmapped { .. })
             | Self::Pod(PodError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Spec(SpecError::Unsupported { .. })
             | Self::Cgroup(CgroupError::Missing(_))
@@ -133,6 +142,7 @@ impl Error {
             | Self::Launch(LaunchError::SetUp { .. } | LaunchError::Died(_) | LaunchError::Agent { .. })
             | Self::Pod(PodError::System { .. })
             | Self::Slot(SlotError::Work { .. })
+            | Self::Cpu(CpuError::Start(_))
             | Self::System { .. } => Code::INTERNAL,
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use crate::launch::UserNamespace;
 use crate::reap::Children;
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::process::{self, Cloned, Ended};
@@ -30,6 +31,8 @@ pub enum Work {
         options: Vec<(CString, Option<CString>)>,
         /// `MOUNT_ATTR_*`.
         attributes: u64,
+        /// To whose ids its files belong, if not to the guest's.
+        user: Option<Arc<UserNamespace>>,
         /// An existing directory.
         target: CString,
     },
@@ -41,6 +44,8 @@ pub enum Work {
         target: CString,
         /// `MOUNT_ATTR_*` in addition to those of the source's mount.
         attributes: u64,
+        /// To whose ids its files belong, if not to the guest's.
+        user: Option<Arc<UserNamespace>>,
     },
     /// Gives `to` the owner and permissions of `from`.
     CopyAttributes {
@@ -151,19 +156,21 @@ fn perform(work: &Work) -> nix::Result<()> {
             let here = path::open(c"/", libc::O_PATH | libc::O_DIRECTORY)?;
             path::make_dir(here.as_fd(), path, *mode)
         }
-        Work::Mount { kind, options, attributes, target } => {
+        Work::Mount { kind, options, attributes, user, target } => {
             let context = mount::fsopen(kind)?;
             for (key, value) in options {
                 mount::fsconfig(context.as_fd(), key, value.as_deref())?;
             }
             let mounted = mount::fsmount(context.as_fd(), *attributes)?;
+            map_ids(&mounted, user.as_ref())?;
             attach(&mounted, target)
         }
-        Work::Bind { source, target, attributes } => {
+        Work::Bind { source, target, attributes, user } => {
             let source = path::open(source, libc::O_PATH | libc::O_DIRECTORY)?;
             let copy = mount::clone_tree(source.as_fd(), Depth::One)?;
             let attr = MountAttr { set: *attributes, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
             mount::set_attributes(copy.as_fd(), Depth::One, &attr)?;
+            map_ids(&copy, user.as_ref())?;
             attach(&copy, target)
         }
         Work::CopyAttributes { from, to } => {
@@ -189,6 +196,10 @@ fn perform(work: &Work) -> nix::Result<()> {
             result => result,
         },
     }
+}
+
+fn map_ids(mounted: &OwnedFd, user: Option<&Arc<UserNamespace>>) -> nix::Result<()> {
+    user.map_or(Ok(()), |user| mount::map_ids(mounted.as_fd(), Depth::One, user.fd()))
 }
 
 fn attach(mounted: &OwnedFd, target: &CString) -> nix::Result<()> {

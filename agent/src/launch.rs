@@ -5,10 +5,15 @@
 
 mod channel;
 mod child;
+mod copy_up;
 mod credentials;
+mod hooks;
 mod keeper;
+mod launched;
 mod look_up;
 mod rootfs;
+mod users;
+mod usher;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,13 +23,17 @@ use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
-use crate::reap::Children;
-use crate::spec::{CapabilitySets, ContainerSpec, MountPoint, ProcessSpec, Rlimit, SeccompFilter, Source};
+use crate::spec::{
+    CapabilitySets, ContainerSpec, IdMap, MountPoint, Origin, ProcessSpec, Rlimit, SeccompFilter,
+};
 use crate::sys::process::{self, Cloned, Ended};
 
-use channel::{AgentEnd, Failure, Message, Step};
-
-pub use keeper::Keeper;
+use hooks::PlannedHooks;
+pub use keeper::{Keeper, Kept};
+pub use launched::Launched;
+use launched::Subjects;
+pub use users::UserNamespace;
+use usher::Provisions;
 
 /// Why a process does not run.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +41,9 @@ pub enum LaunchError {
     /// The program cannot be run; the text is the one that clients of container runtimes know.
     #[error("{0}")]
     Program(String),
+    /// A hook failed.
+    #[error("{0}")]
+    Hook(String),
     /// A step of the set-up failed in the new process.
     #[error("{what}: {}", source.desc().to_lowercase())]
     SetUp {
@@ -46,6 +58,14 @@ pub enum LaunchError {
     /// It was to join a container that has ended.
     #[error("the container's init process has ended")]
     ContainerEnded,
+    /// An id that the container's user namespace does not have.
+    #[error("{what} {id} is not mapped in the container's user namespace")]
+    Unmapped {
+        /// Whose id.
+        what: &'static str,
+        /// Its number.
+        id: u32,
+    },
     /// The agent itself could not do its part.
     #[error("cannot {what}: {source}")]
     Agent {
@@ -75,6 +95,10 @@ struct ProcessPlan<'a> {
     last_capability: u32,
     rlimits: &'a [Rlimit],
     no_new_privileges: bool,
+    /// Who shall own the standard streams, as the guest numbers users.
+    owner: u32,
+    /// Whose user namespace the process is in.
+    user: Users,
     seccomp: Option<&'a SeccompFilter>,
     personality: Option<u64>,
     oom_score_adj: String,
@@ -83,10 +107,35 @@ struct ProcessPlan<'a> {
     channel: BorrowedFd<'a>,
 }
 
+/// Whose users a process has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Users {
+    /// Those of the guest.
+    Guests,
+    /// Those of a user namespace. What only the guest's root may grant, the agent grants when the process is ready.
+    Mapped,
+}
+
+/// A device node that is made for a container with users of its own.
+struct PlannedNode {
+    /// Unique among them.
+    name: CString,
+    /// User and group as the guest numbers them.
+    owner: (u32, u32),
+}
+
 struct InitPlan<'a> {
     process: ProcessPlan<'a>,
     spec: &'a ContainerSpec,
     joined: &'a Joined,
+    /// `CLONE_NEW*` of those that are new.
+    namespaces: libc::c_int,
+    cgroup: BorrowedFd<'a>,
+    user: Option<BorrowedFd<'a>>,
+    nodes: Vec<PlannedNode>,
+    provisions: Provisions,
+    hooks: PlannedHooks<'a>,
+    null: BorrowedFd<'a>,
     root: &'a CStr,
     volumes: &'a CStr,
     shared: &'a CStr,
@@ -112,11 +161,17 @@ impl<'a> ProcessPlan<'a> {
         environment: &'a Environment,
         spec: &'a ProcessSpec,
         container: &'a ContainerSpec,
+        user: Option<&UserNamespace>,
         stdio: &'a ChildStdio,
         channel: BorrowedFd<'a>,
-    ) -> Self {
+    ) -> Result<Self, LaunchError> {
         let defaults = &container.process;
-        Self {
+        let uid = spec.credentials.uid;
+        let unmapped = LaunchError::Unmapped { what: "user", id: uid };
+        let owner = user.map_or(Some(uid), |user| user.mappings.users.outside(uid)).ok_or(unmapped)?;
+        Ok(Self {
+            owner,
+            user: if user.is_some() { Users::Mapped } else { Users::Guests },
             spec,
             argv: pointers(&spec.args),
             envp: pointers(&spec.env),
@@ -131,19 +186,8 @@ impl<'a> ProcessPlan<'a> {
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             proc: environment.proc.as_fd(),
             channel,
-        }
+        })
     }
-}
-
-/// A process that was cloned and has not run its program yet.
-#[derive(Debug)]
-pub struct Launched {
-    /// As the agent's pid namespace numbers it.
-    pub pid: libc::pid_t,
-    /// Names the process for ever, unlike its pid.
-    pub pidfd: Arc<OwnedFd>,
-    channel: AgentEnd,
-    subjects: Subjects,
 }
 
 /// For each kind of namespace that a container takes over from somebody: a pidfd of a process that is in it.
@@ -152,14 +196,10 @@ pub struct Joined {
     pub ipc: Option<Arc<OwnedFd>>,
     pub uts: Option<Arc<OwnedFd>>,
     pub pid: Option<Arc<OwnedFd>>,
-}
-
-/// What the numbers in a [`Failure`] refer to, for its message.
-#[derive(Debug, Default)]
-struct Subjects {
-    program: String,
-    cwd: String,
-    container: Option<ContainerSpec>,
+    /// The user namespace, if it is not the guest's.
+    pub user: Option<Arc<UserNamespace>>,
+    /// For each mount whose ids are mapped: a user namespace that has them.
+    pub mounts: Vec<Option<Arc<UserNamespace>>>,
 }
 
 /// Clones the init process of a container into its cgroup and new namespaces.
@@ -167,6 +207,7 @@ struct Subjects {
 /// `root` is the mount point of its root file system in the agent's mount namespace.
 pub fn init(
     environment: &Environment,
+    id: &str,
     spec: &ContainerSpec,
     joined: &Joined,
     root: &CStr,
@@ -174,10 +215,25 @@ pub fn init(
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
-    let plan = InitPlan {
-        process: ProcessPlan::new(environment, &spec.process, spec, stdio, child_end.as_fd()),
+    let user = joined.user.as_deref();
+    let process = ProcessPlan::new(environment, &spec.process, spec, user, stdio, child_end.as_fd())?;
+    let grants = process.grants();
+    let from = &spec.namespaces;
+    let mut plan = InitPlan {
+        process,
         spec,
         joined,
+        namespaces: libc::CLONE_NEWNS
+            | from.pid.clone_flag(libc::CLONE_NEWPID)
+            | from.uts.clone_flag(libc::CLONE_NEWUTS)
+            | from.ipc.clone_flag(libc::CLONE_NEWIPC)
+            | from.network.clone_flag(libc::CLONE_NEWNET),
+        cgroup: cgroup.directory(),
+        user: user.map(UserNamespace::fd),
+        nodes: user.map(|user| planned_nodes(spec, user)).transpose()?.unwrap_or_default(),
+        provisions: user.map(|_| Provisions::new(spec)).unwrap_or_default(),
+        hooks: PlannedHooks::new(spec, id, &environment.run.join(id)),
+        null: environment.null.as_fd(),
         root,
         volumes: environment.volumes.directory(),
         shared: environment.shared.directory(),
@@ -185,20 +241,42 @@ pub fn init(
         mask_file: &environment.mask_file,
         mask_directory: &environment.mask_directory,
     };
-    let from = &spec.namespaces;
-    let namespaces = libc::CLONE_NEWNS
-        | from.pid.clone_flag(libc::CLONE_NEWPID)
-        | from.uts.clone_flag(libc::CLONE_NEWUTS)
-        | from.ipc.clone_flag(libc::CLONE_NEWIPC)
-        | from.network.clone_flag(libc::CLONE_NEWNET);
+    let subjects = Subjects::new(&spec.process, Some(spec.clone()));
+    if user.is_some() {
+        assert_single_threaded();
+        // SAFETY: `usher::run` never returns, and the agent has one thread.
+        let cloned = unsafe { process::clone(0, None) };
+        return match cloned.map_err(LaunchError::agent("clone the init process"))? {
+            Cloned::Child => usher::run(&mut plan),
+            // The usher itself is waited for by nobody; the init, once the usher has told of it.
+            Cloned::Parent(pid, pidfd) => Launched::new(pid, pidfd, agent_end, subjects, grants),
+        };
+    }
     let pid_namespace = joined.pid.as_ref().map(|pidfd| pidfd.as_fd());
     // SAFETY: `child::init` never returns.
-    let cloned = unsafe { clone_into(environment, pid_namespace, namespaces, cgroup) };
-    let subjects = Subjects::new(&spec.process, Some(spec.clone()));
+    let cloned = unsafe { clone_into(environment, pid_namespace, plan.namespaces, cgroup) };
     match cloned? {
-        Cloned::Child => child::init(&plan),
-        Cloned::Parent(pid, pidfd) => Launched::new(&environment.children, pid, pidfd, agent_end, subjects),
+        Cloned::Child => child::init(&mut plan),
+        Cloned::Parent(pid, pidfd) => {
+            environment.children.add(pid);
+            Launched::new(pid, pidfd, agent_end, subjects, grants)
+        }
     }
+}
+
+fn planned_nodes(spec: &ContainerSpec, user: &UserNamespace) -> Result<Vec<PlannedNode>, LaunchError> {
+    let mapped = |what, map: &IdMap, id| map.outside(id).ok_or(LaunchError::Unmapped { what, id });
+    spec.devices
+        .iter()
+        .enumerate()
+        .map(|(index, device)| {
+            let owner = (
+                mapped("the owner of a device, user", &user.mappings.users, device.uid)?,
+                mapped("the owner of a device, group", &user.mappings.groups, device.gid)?,
+            );
+            Ok(PlannedNode { name: CString::new(format!("device{index}")).unwrap_or_default(), owner })
+        })
+        .collect()
 }
 
 /// Clones a further process into the cgroup and the namespaces of the container whose init is `container`.
@@ -207,24 +285,30 @@ pub fn exec(
     spec: &ProcessSpec,
     container_spec: &ContainerSpec,
     container: BorrowedFd<'_>,
+    user: Option<&UserNamespace>,
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
-    let process = ProcessPlan::new(environment, spec, container_spec, stdio, child_end.as_fd());
-    let time = if container_spec.time.is_some() { libc::CLONE_NEWTIME } else { 0 };
+    let process = ProcessPlan::new(environment, spec, container_spec, user, stdio, child_end.as_fd())?;
+    let grants = process.grants();
+    let from = &container_spec.namespaces;
+    // The agent is in the guest's own; and to join them again would take rights over them.
+    let join = |origin: &Origin, flag| if *origin == Origin::Guest { 0 } else { flag };
     let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWNET
         | libc::CLONE_NEWCGROUP
-        | time;
+        | join(&from.uts, libc::CLONE_NEWUTS)
+        | join(&from.ipc, libc::CLONE_NEWIPC)
+        | join(&from.network, libc::CLONE_NEWNET)
+        | join(&from.time, libc::CLONE_NEWTIME)
+        | join(&from.user, libc::CLONE_NEWUSER);
     let plan = ExecPlan { process, container, namespaces };
     // SAFETY: `child::exec` never returns.
     match unsafe { clone_into(environment, Some(container), 0, cgroup) }? {
         Cloned::Child => child::exec(&plan),
         Cloned::Parent(pid, pidfd) => {
-            Launched::new(&environment.children, pid, pidfd, agent_end, Subjects::new(spec, None))
+            environment.children.add(pid);
+            Launched::new(pid, pidfd, agent_end, Subjects::new(spec, None), grants)
         }
     }
 }
@@ -272,137 +356,4 @@ fn assert_single_threaded() {
         std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1),
         "the agent must have one thread"
     );
-}
-
-impl Launched {
-    fn new(
-        children: &Children,
-        pid: libc::pid_t,
-        pidfd: OwnedFd,
-        channel: OwnedFd,
-        subjects: Subjects,
-    ) -> Result<Self, LaunchError> {
-        children.add(pid);
-        let channel = AgentEnd::new(channel)
-            .map_err(|source| LaunchError::Agent { what: "watch a channel", source })?;
-        Ok(Self { pid, pidfd: Arc::new(pidfd), channel, subjects })
-    }
-
-    /// Waits until an init stands before its start gate. Returns its terminal's master, if it has a terminal.
-    pub async fn ready(&mut self, children: &Children) -> Result<Option<OwnedFd>, LaunchError> {
-        let mut master = None;
-        loop {
-            match self.next().await? {
-                Message::Terminal(fd) => master = Some(fd),
-                Message::Ready => return Ok(master),
-                Message::Failed(failure) => return Err(self.subjects.explain(failure)),
-                Message::Closed => return Err(LaunchError::Died(self.reap(children).await?)),
-            }
-        }
-    }
-
-    /// Opens the start gate of an init that is ready.
-    pub fn release(&self) -> Result<(), LaunchError> {
-        self.channel.release().map_err(LaunchError::agent("start the process"))
-    }
-
-    /// Waits until the program runs. Returns the terminal's master, if the process made one just now.
-    ///
-    /// A process that was killed before its exec looks like one that ran: its exit status tells.
-    pub async fn running(&mut self) -> Result<Option<OwnedFd>, LaunchError> {
-        let mut master = None;
-        loop {
-            match self.next().await? {
-                Message::Terminal(fd) => master = Some(fd),
-                Message::Ready => {}
-                Message::Failed(failure) => return Err(self.subjects.explain(failure)),
-                Message::Closed => return Ok(master),
-            }
-        }
-    }
-
-    /// Kills and reaps a process that will not be used.
-    pub async fn abort(&self, children: &Children) {
-        match process::send_signal(self.pidfd.as_fd(), libc::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => log::error!("cannot kill process {}: {error}", self.pid),
-        }
-        if let Err(error) = self.reap(children).await {
-            log::error!("cannot reap process {}: {error}", self.pid);
-        }
-    }
-
-    async fn reap(&self, children: &Children) -> Result<Ended, LaunchError> {
-        let ended = children.wait(self.pid, &self.pidfd).await;
-        match ended {
-            // Reaped before.
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(Ended::Exited(0)),
-            ended => ended.map_err(|source| LaunchError::Agent { what: "reap a process", source }),
-        }
-    }
-
-    async fn next(&self) -> Result<Message, LaunchError> {
-        self.channel
-            .receive()
-            .await
-            .map_err(|source| LaunchError::Agent { what: "hear from the process", source })
-    }
-}
-
-impl Subjects {
-    fn new(process: &ProcessSpec, container: Option<ContainerSpec>) -> Self {
-        let text = |string: &CString| string.to_string_lossy().into_owned();
-        Self {
-            program: process.args.first().map(text).unwrap_or_default(),
-            cwd: text(&process.cwd),
-            container,
-        }
-    }
-
-    fn explain(&self, failure: Failure) -> LaunchError {
-        let Failure { step, index, errno } = failure;
-        let program = &self.program;
-        let reason = errno.desc().to_lowercase();
-        match step {
-            Step::Search => {
-                return LaunchError::Program(format!(
-                    "exec: {program:?}: executable file not found in $PATH"
-                ));
-            }
-            Step::Stat => {
-                return LaunchError::Program(format!("exec: {program:?}: stat {program}: {reason}"));
-            }
-            Step::Access => return LaunchError::Program(format!("exec: {program:?}: {reason}")),
-            Step::Exec => return LaunchError::Program(format!("exec {program}: {reason}")),
-            Step::JoinNamespaces if errno == Errno::ESRCH => return LaunchError::ContainerEnded,
-            _ => {}
-        }
-        let subject = self.subject(step, usize::from(index)).unwrap_or_default();
-        let what = match step {
-            Step::Cwd => format!("chdir to cwd ({:?}) failed", self.cwd),
-            step => format!("{}{subject}", step.describe()),
-        };
-        LaunchError::SetUp { what, source: errno }
-    }
-
-    fn subject(&self, step: Step, index: usize) -> Option<String> {
-        let spec = self.container.as_ref()?;
-        let path = |path: &CStr| format!(" /{}", path.to_string_lossy());
-        Some(match step {
-            Step::MountPoint | Step::Mount => {
-                let mount = spec.mounts.get(index)?;
-                let what = match &mount.source {
-                    Source::New(filesystem) => filesystem.kind.to_string_lossy(),
-                    Source::Volume(name) => name.to_string_lossy(),
-                    Source::Shared(shared) => shared.name.to_string_lossy(),
-                };
-                format!("{} ({what})", path(mount.target.path()))
-            }
-            Step::Device => path(spec.devices.get(index)?.path.path()),
-            Step::Mask => path(spec.masked_paths.get(index)?),
-            Step::ReadOnly => path(spec.readonly_paths.get(index)?),
-            Step::Sysctl => path(&spec.sysctls.get(index)?.path),
-            _ => return None,
-        })
-    }
 }

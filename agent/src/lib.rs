@@ -16,6 +16,7 @@
 mod agent;
 mod cgroup;
 mod container;
+mod cpus;
 mod environment;
 mod error;
 mod helper;

@@ -6,10 +6,12 @@
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hull_protocol::agent::api::agent as api;
 
 use crate::helper::{self, HelperError, Work};
+use crate::launch::UserNamespace;
 use crate::reap::Children;
 use crate::sys::mount::ATTR_RDONLY;
 
@@ -103,12 +105,20 @@ impl Rootfs {
         disks: &Disks,
         children: &Children,
         request: &api::Rootfs,
+        user: Option<&Arc<UserNamespace>>,
     ) -> Result<(), RootfsError> {
-        let work = self.plan(disks, request)?;
+        let work = self.plan(disks, request, user)?;
         Ok(helper::run(children, &work).await?)
     }
 
-    fn plan(&self, disks: &Disks, request: &api::Rootfs) -> Result<Vec<Work>, RootfsError> {
+    /// The lower layer is shown to belong to the ids of `user`. What is in the upper belongs to the guest's ids for them: an overlay
+    /// makes its own files there, as the guest's root.
+    fn plan(
+        &self,
+        disks: &Disks,
+        request: &api::Rootfs,
+        user: Option<&Arc<UserNamespace>>,
+    ) -> Result<Vec<Work>, RootfsError> {
         let [lower, upper, root] = ["lower", "upper", "rootfs"].map(|name| c_path(&self.base.join(name)));
         let directory = |path: &CString| Work::MakeDirectory { path: path.clone(), mode: 0o755 };
         let disk = match &request.lower {
@@ -118,11 +128,11 @@ impl Rootfs {
         };
         let mut work = vec![directory(&c_path(&self.base)), directory(&root)];
         let Some(upper_request) = &request.upper else {
-            work.push(mount_disk(disks, "erofs", &disk, &root, ATTR_RDONLY));
+            work.push(mount_disk(disks, "erofs", &disk, &root, ATTR_RDONLY, user));
             return Ok(work);
         };
         work.extend([directory(&lower), directory(&upper)]);
-        work.push(mount_disk(disks, "erofs", &disk, &lower, ATTR_RDONLY));
+        work.push(mount_disk(disks, "erofs", &disk, &lower, ATTR_RDONLY, user));
         work.push(match upper_request {
             api::rootfs::Upper::Tmpfs(tmpfs) if tmpfs.size_bytes == 0 => return Err(RootfsError::NoSize),
             api::rootfs::Upper::Tmpfs(tmpfs) => Work::Mount {
@@ -133,10 +143,11 @@ impl Rootfs {
                     (c"mode".to_owned(), Some(c"700".to_owned())),
                 ],
                 attributes: 0,
+                user: None,
                 target: upper.clone(),
             },
             api::rootfs::Upper::Ext4(disk) => {
-                mount_disk(disks, "ext4", &disks.find(&disk.serial)?, &upper, 0)
+                mount_disk(disks, "ext4", &disks.find(&disk.serial)?, &upper, 0, None)
             }
             _ => return Err(RootfsError::UnknownKind),
         });
@@ -153,6 +164,7 @@ impl Rootfs {
                 (c"workdir".to_owned(), Some(scratch)),
             ],
             attributes: 0,
+            user: None,
             target: root,
         });
         Ok(work)
@@ -168,10 +180,17 @@ impl Rootfs {
     }
 }
 
-fn mount_disk(disks: &Disks, kind: &str, disk: &Path, target: &CStr, attributes: u64) -> Work {
-    let source = c_path(disk);
+fn mount_disk(
+    disks: &Disks,
+    kind: &str,
+    disk: &Path,
+    target: &CStr,
+    attributes: u64,
+    user: Option<&Arc<UserNamespace>>,
+) -> Work {
+    let (source, user) = (c_path(disk), user.cloned());
     match disks {
-        Disks::Directories(_) => Work::Bind { source, target: target.to_owned(), attributes },
+        Disks::Directories(_) => Work::Bind { source, target: target.to_owned(), attributes, user },
         Disks::Virtio => {
             let mut options = vec![(c"source".to_owned(), Some(source))];
             if attributes & ATTR_RDONLY != 0 {
@@ -181,6 +200,7 @@ fn mount_disk(disks: &Disks, kind: &str, disk: &Path, target: &CStr, attributes:
                 kind: CString::new(kind).unwrap_or_default(),
                 options,
                 attributes,
+                user,
                 target: target.to_owned(),
             }
         }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use ttrpc::r#async::TtrpcContext;
 
 use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, Target};
+use crate::cpus;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::pod;
@@ -285,6 +286,14 @@ impl Agent for Service {
 
     async fn unbind_slot(&self, _: &TtrpcContext, request: api::SlotRequest) -> ttrpc::Result<api::Empty> {
         Ok(slots::drive(&self.environment.children, Action::Unbind, request.slot).await.map(empty)?)
+    }
+
+    async fn online_cpus(
+        &self,
+        _: &TtrpcContext,
+        request: api::OnlineCpusRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(cpus::online(&self.environment.children, request.count).await.map(empty)?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {

@@ -6,6 +6,7 @@
 mod capabilities;
 mod config;
 mod devices;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
@@ -14,6 +15,7 @@ mod scheduling;
 mod schema;
 mod seccomp;
 mod time;
+mod users;
 
 #[cfg(test)]
 mod tests;
@@ -21,11 +23,14 @@ mod tests;
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Sysctl};
 pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
-pub use mounts::{Filesystem, MountPoint, MountSpec, SharedTmpfs, Source};
+pub use hooks::Hook;
+pub use mounts::{Content, Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};
 pub use process::{Console, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};
+pub use scheduling::Scheduling;
 pub use seccomp::SeccompFilter;
+pub use users::{IdMap, IdMappings};
 
 /// Why a spec was refused.
 #[derive(Debug, thiserror::Error)]

@@ -48,11 +48,12 @@ impl Volumes {
     fn work(&self) -> Work {
         let (target, attributes) = (self.directory.clone(), ATTR_NODEV);
         match &self.outside {
-            Some(source) => Work::Bind { source: source.clone(), target, attributes },
+            Some(source) => Work::Bind { source: source.clone(), target, attributes, user: None },
             None => Work::Mount {
                 kind: c"virtiofs".to_owned(),
                 options: vec![(c"source".to_owned(), CString::new(VOLUMES_TAG).ok())],
                 attributes,
+                user: None,
                 target,
             },
         }
@@ -96,7 +97,13 @@ impl SharedTmpfs {
         options.push((c"source".to_owned(), Some(tmpfs.name.clone())));
         let work = [
             Work::MakeDirectory { path: target.clone(), mode: 0o755 },
-            Work::Mount { kind: c"tmpfs".to_owned(), options, attributes: ATTR_NODEV | ATTR_NOSUID, target },
+            Work::Mount {
+                kind: c"tmpfs".to_owned(),
+                options,
+                attributes: ATTR_NODEV | ATTR_NOSUID,
+                user: None,
+                target,
+            },
         ];
         cell.get_or_try_init(|| helper::run(children, &work)).await.copied()
     }

@@ -16,8 +16,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig, MachineConfig, Message,
-    RateLimits, Request, VERSION,
+    CONTROL_FD, Channel, CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig,
+    MachineConfig, Message, RateLimits, Request, VERSION,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,6 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let config = MachineConfig {
         vcpus: rest.first().map_or(Ok(1), |vcpus| vcpus.parse())?,
+        online_vcpus: None,
+        cpu: CpuTemplate::Host,
         memory_mib: rest.get(1).map_or(Ok(256), |mib| mib.parse())?,
         kernel_args: rest.get(2).cloned().unwrap_or_default(),
         console_limit_bytes: 1 << 20,

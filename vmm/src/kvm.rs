@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::layout;
 use crate::memory::GuestMemory;
+use crate::vcpu::cpuid::Lacking;
 use crate::virtio::pmem::FileRegion;
 
 /// Why KVM cannot do what is needed.
@@ -31,6 +32,9 @@ pub enum KvmError {
     /// More vCPUs than the host's KVM gives a VM.
     #[error("this host's KVM gives a VM at most {0} vCPUs")]
     TooManyVcpus(usize),
+    /// An older processor than the CPU template is for.
+    #[error(transparent)]
+    Template(Lacking),
     /// A request that KVM refused.
     #[error("KVM refused to {what}")]
     Ioctl {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hull_protocol::vmm::{ExitReason, Unplug, VmStats};
+use hull_protocol::vmm::{CpuTemplate, ExitReason, STATS_VERSION, Unplug, VmStats};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -48,6 +48,10 @@ pub struct Board {
     pub console: LogFile,
     /// Number of vCPUs, at least one.
     pub vcpus: u8,
+    /// How many of them the guest starts when it boots, at least one.
+    pub online: u8,
+    /// What they look like.
+    pub cpu: CpuTemplate,
     /// Guest memory.
     pub ram: RamSize,
     /// Words for the kernel.
@@ -212,6 +216,8 @@ impl Machine {
     /// Counters since the start.
     pub fn stats(&self) -> VmStats {
         let mut stats = VmStats {
+            version: STATS_VERSION,
+            ram_bytes: self.ram.bytes(),
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
             hotplug: self.hotplug.as_ref().map(MemControl::stats),
             balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
@@ -223,10 +229,7 @@ impl Machine {
             vcpu.counters().add_to(&mut stats.exits);
         }
         self.devices.for_each(|_, device| {
-            let counters = device.counters();
-            stats.notifications.insert(device.name().to_owned(), counters.notifications);
-            stats.interrupts.insert(device.name().to_owned(), counters.interrupts);
-            stats.host_errors.insert(device.name().to_owned(), counters.host_errors);
+            stats.devices.insert(device.name().to_owned(), device.counters());
         });
         stats
     }
@@ -297,7 +300,9 @@ impl Machine {
 /// Fills guest memory; returns the kernel's entry.
 fn load(memory: &GuestMemory, board: &Board) -> Result<u32, BootError> {
     // The command line first: it is the cheapest to be wrong.
-    let line = cmdline::build((0..devices::SLOTS).filter_map(devices::place), &board.kernel_args)?;
+    let boot_vcpus = (board.online < board.vcpus).then_some(board.online);
+    let slots = (0..devices::SLOTS).filter_map(devices::place);
+    let line = cmdline::build(slots, boot_vcpus, &board.kernel_args)?;
     let loaded = kernel::load(memory, board.ram, &board.kernel, &board.initramfs)?;
     pvh::write_start_info(memory, board.ram, &loaded.initramfs, &line)?;
     memory
@@ -310,7 +315,7 @@ fn load(memory: &GuestMemory, board: &Board) -> Result<u32, BootError> {
 fn prepare(board: &Board, vcpus: &[VcpuFd], memory: &GuestMemory, entry: u32) -> Result<(), BootError> {
     let supported = board.kvm.supported_cpuid()?;
     for (id, vcpu) in (0..).zip(vcpus) {
-        let leaves = cpuid::build(&supported, Topology { id, vcpus: board.vcpus })?;
+        let leaves = cpuid::build(&supported, board.cpu, Topology { id, vcpus: board.vcpus })?;
         vcpu.set_cpuid2(&leaves).map_err(asked("set a vCPU's CPUID"))?;
         registers::set_common(vcpu)?;
     }

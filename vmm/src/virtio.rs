@@ -24,4 +24,4 @@ mod testing;
 pub mod vsock;
 
 pub use device::{Activated, DeviceError, Quiet, VirtioDevice};
-pub use mmio::{DeviceCounters, MmioTransport};
+pub use mmio::MmioTransport;

@@ -6,10 +6,13 @@
 mod support;
 
 use std::fs;
+use std::os::fd::AsFd;
 
-use hull_protocol::vmm::{ExitReason, MachineConfig, Request};
+use hull_protocol::vmm::{
+    CpuTemplate, DeviceStats, ExitReason, FailureCode, MachineConfig, Message, Request, STATS_VERSION,
+};
 use support::guest::{CONSOLE, Code};
-use support::shim::{Vmm, machine};
+use support::shim::{Vmm, file, kvm, machine};
 
 fn console_of(vmm: Vmm) -> Vec<u8> {
     let (reason, console, _) = vmm.end();
@@ -171,7 +174,8 @@ fn a_device_serves_its_queue() {
             break stats;
         }
     };
-    assert_eq!((stats.notifications["rng"], stats.interrupts["rng"]), (1, 1));
+    let rng = DeviceStats { notifications: 1, interrupts: 1, bytes_to_guest: 8, ..DeviceStats::default() };
+    assert_eq!((stats.version, stats.devices["rng"], stats.ram_bytes), (STATS_VERSION, rng, 64 << 20));
     // KVM took the notification itself: of 16 register writes 15 came to the monitor.
     assert_eq!(stats.exits["mmio_write"], 15);
     vmm.done(&Request::Stop, &[]);
@@ -277,5 +281,53 @@ fn registers_out_of_reach_fault_and_do_not_exit() {
                 "{register:#x}"
             );
         }
+    }
+}
+
+/// Leaf 7: `mov eax, 7; xor ecx, ecx; cpuid`, then EBX.
+fn print_leaf_seven(code: Code) -> Code {
+    code.raw(&[0xb8, 7, 0, 0, 0, 0x31, 0xc9, 0x0f, 0xa2, 0x89, 0xd8]).print_eax()
+}
+
+#[test]
+fn a_cpu_template_hides_what_is_newer() {
+    let kernel = print_leaf_seven(Code::new()).shut_down().kernel();
+    let seen = |cpu| {
+        let vmm = Vmm::with_machine(MachineConfig { cpu, ..machine(2) }, &kernel);
+        match vmm.ask(&Request::Boot, &[]) {
+            Message::Done => {}
+            Message::Failed(failure) => {
+                assert_eq!(failure.code, FailureCode::Kvm);
+                assert!(failure.message.contains("it lacks "), "{}", failure.message);
+                return None;
+            }
+            other => panic!("{other:?}"),
+        }
+        let console = vmm.end().1;
+        Some(u32::from_le_bytes(console.try_into().unwrap()))
+    };
+    let host = seen(CpuTemplate::Host).unwrap();
+    // Level 2 has nothing in this leaf. A host of fewer features than a template's, which there are, refuses by name.
+    if let Some(features) = seen(CpuTemplate::V2) {
+        assert_eq!(features, 0);
+    }
+    if let Some(features) = seen(CpuTemplate::V3) {
+        assert_eq!(features & host, 0x1a9);
+    }
+}
+
+#[test]
+fn vcpus_that_are_not_started_are_named_to_the_kernel() {
+    let config = MachineConfig { online_vcpus: Some(2), ..machine(4) };
+    // mov esi, [ebx + 24]; mov ecx, 2048: the command line
+    let code = Code::new().raw(&[0x8b, 0x73, 24, 0xb9, 0, 8, 0, 0]).print_esi();
+    let line = String::from_utf8(output(config, &code.shut_down())).unwrap();
+    assert!(line.contains(" maxcpus=2"), "{line}");
+    let vmm = Vmm::greeted();
+    for online in [0, 5] {
+        let config = MachineConfig { online_vcpus: Some(online), ..machine(4) };
+        let fds = [kvm(), file(b""), file(b""), file(b"")];
+        let fds = fds.each_ref().map(AsFd::as_fd);
+        vmm.refused(&Request::Machine(config), &fds, FailureCode::InvalidRequest);
     }
 }

@@ -5,13 +5,14 @@
 mod support;
 
 use std::fs::{self, File};
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_protocol::fs::BrokerChannel;
 use hull_protocol::vmm::{
     DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, FsCache, FsConfig, Message,
-    NetworkConfig, RateLimits, Request, Unplug,
+    NetworkConfig, NetworkLimits, RateLimits, Request, TokenBucket, Unplug,
 };
 use nix::sched::{CloneFlags, unshare};
 use support::guest::Code;
@@ -157,8 +158,11 @@ fn a_network_comes_and_goes() {
     // Answered by the event loop, which has its descriptors by then.
     vmm.stats();
     let files = descriptors(&vmm);
-    let network =
-        Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac: [2, 3, 4, 5, 6, 7], mtu: 1500 });
+    let bucket = TokenBucket { size: NonZeroU64::MIN, refill_ms: NonZeroU32::MIN, one_time_burst: 0 };
+    let limits = RateLimits { bandwidth: Some(bucket), operations: None };
+    let limits = NetworkLimits { to_guest: limits, from_guest: limits };
+    let mac = [2, 3, 4, 5, 6, 7];
+    let network = Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac, mtu: 1500, limits });
     let unplug = Request::Unplug { name: "net-eth0".into(), how: Unplug::Released };
     for _ in 0..20 {
         assert_eq!(vmm.ask(&network, &[tap().as_fd()]), Message::Plugged { slot: 1 });
@@ -207,7 +211,7 @@ fn a_disk_in_use_is_taken_only_by_force() {
     assert!(message.contains("still holds blk-a"), "{message}");
     vmm.done(&unplug("a", Unplug::Forced), &[]);
     wait_for_console(&vmm, 9);
-    assert!(!vmm.stats().notifications.contains_key("blk-a"));
+    assert!(!vmm.stats().devices.contains_key("blk-a"));
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().1, b"Avirt\0\0\0\0");
 }

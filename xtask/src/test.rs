@@ -160,7 +160,17 @@ impl Place {
 /// version 1 has none; and the shim's unit test that needs a real guest.
 fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     let mut jobs = vec![Job::script("the test host", || Command::new(root().join("tests/host/selftest")))];
-    for name in ["hostile", "life_cycle", "inside", "namespaces", "resources", "seccomp", "streams"] {
+    for name in [
+        "hooks",
+        "hostile",
+        "life_cycle",
+        "inside",
+        "mounts",
+        "namespaces",
+        "resources",
+        "seccomp",
+        "streams",
+    ] {
         let binary = executable("agent", name)?;
         let names = names_of(&binary, None)?;
         jobs.push(Job::tests(&format!("agent: {name}"), names, move |names| {

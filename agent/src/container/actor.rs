@@ -1,23 +1,27 @@
 //! The life of one container: what it is asked, what has happened to it, and what follows from both.
+//!
+//! Here are its state and its init; in the modules below, its further processes, what is done to all of them, and its end.
+
+mod control;
+mod execs;
+mod removal;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hull_protocol::agent::api::agent as api;
 use tokio::sync::{mpsc, oneshot};
 
 use super::create::{self, Created, Creation};
-use super::handle::{ProcessName, Registry, Reply, Request, Target};
+use super::handle::{ProcessName, Registry, Reply, Request};
 use super::process::{Exit, Others, Process, State, now_nanos, supervise};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::environment::Environment;
 use crate::error::Error;
-use crate::launch::{self, LaunchError, Launched};
+use crate::launch::{LaunchError, Launched, UserNamespace};
 use crate::rootfs::Rootfs;
-use crate::spec::{ContainerSpec, Origin, ProcessSpec};
-use crate::stdio::{Phase, Prepared};
-use crate::sys;
+use crate::spec::{ContainerSpec, Origin};
+use crate::stdio::Prepared;
 
 /// The most execs that a container remembers.
 const EXECS_MAX: usize = 4096;
@@ -48,6 +52,7 @@ enum Existence {
     Real {
         cgroup: Arc<Cgroup>,
         rootfs: Arc<Rootfs>,
+        user: Option<Arc<UserNamespace>>,
     },
     /// The creation failed and undid itself.
     Nothing,
@@ -157,6 +162,14 @@ impl Actor {
         }
     }
 
+    /// Its user namespace, if that is not the guest's.
+    fn user(&self) -> Option<&Arc<UserNamespace>> {
+        match &self.existence {
+            Existence::Real { user, .. } => user.as_ref(),
+            Existence::Creating { .. } | Existence::Nothing => None,
+        }
+    }
+
     fn process(&mut self, name: &ProcessName) -> Result<&mut Process, Error> {
         match name {
             ProcessName::Init => Ok(&mut self.init),
@@ -233,8 +246,8 @@ impl Actor {
             return;
         };
         let result = result.and_then(|created| {
-            let Created { cgroup, rootfs, init, stdio, terminal } = *created;
-            self.existence = Existence::Real { cgroup: cgroup.clone(), rootfs: Arc::new(rootfs) };
+            let Created { cgroup, rootfs, user, init, stdio, terminal } = *created;
+            self.existence = Existence::Real { cgroup: cgroup.clone(), rootfs: Arc::new(rootfs), user };
             let pid = init.pid;
             let pidfd = init.pidfd.clone();
             self.init.state = State::Created(Box::new(init));
@@ -296,9 +309,9 @@ impl Actor {
                     return answer(reply, Err(error.into()));
                 }
                 self.init.starting = Some(reply);
-                let events = self.events.clone();
+                let (environment, events) = (self.environment.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let result = launched.running().await.map(drop);
+                    let result = launched.running(&environment).await.map(drop);
                     report(&events, Event::InitRuns(result));
                 });
                 return;
@@ -308,131 +321,6 @@ impl Actor {
             State::Exited => "the process has ended",
         };
         answer(reply, Err(Error::State { action: "start", state }));
-    }
-
-    /// For those who join its namespaces.
-    fn join(&self) -> Result<Arc<OwnedFd>, Error> {
-        let state = match &self.init.state {
-            State::Created(launched) => return Ok(launched.pidfd.clone()),
-            State::Running(_, pidfd) => return Ok(pidfd.clone()),
-            State::Creating | State::Prepared(..) => "the container is being created",
-            State::Exited => "the container has ended",
-        };
-        Err(Error::State { action: "join the container's namespaces", state })
-    }
-
-    fn create_exec(&mut self, id: String, spec: Box<ProcessSpec>, stdio: &api::Stdio) -> Result<(), Error> {
-        if self.execs.contains_key(&id) {
-            return Err(Error::Exists { kind: "exec", id });
-        }
-        if self.execs.len() >= EXECS_MAX {
-            return Err(Error::State { action: "create an exec", state: "too many are not deleted" });
-        }
-        if matches!(self.init.state, State::Exited) || !matches!(self.removal, Removal::NotAsked) {
-            return Err(Error::State { action: "create an exec", state: "the container has ended" });
-        }
-        self.execs.insert(id, Process::exec(spec, stdio));
-        Ok(())
-    }
-
-    fn start_exec(&mut self, id: String, reply: Reply<u32>) {
-        match self.launch_exec(&id) {
-            Err(error) => answer(reply, Err(error)),
-            Ok((launched, stdio)) => {
-                let mut launched = Box::new(launched);
-                if let Some(exec) = self.execs.get_mut(&id) {
-                    exec.starting = Some(reply);
-                }
-                let events = self.events.clone();
-                tokio::spawn(async move {
-                    let result = launched.running().await;
-                    report(&events, Event::ExecRuns { id, launched, stdio, result });
-                });
-            }
-        }
-    }
-
-    fn launch_exec(&mut self, id: &str) -> Result<(Launched, Prepared), Error> {
-        const ACTION: &str = "start an exec";
-        let cgroup = self.cgroup(ACTION)?.clone();
-        let refuse = |state| Err(Error::State { action: ACTION, state });
-        let State::Running(_, container) = &self.init.state else {
-            return refuse("the container is not running");
-        };
-        if !matches!(self.freezer, Freezer::Thawed) {
-            return refuse("the container is paused");
-        }
-        let exec = self.execs.get_mut(id).ok_or_else(|| Error::NoExec(id.to_owned()))?;
-        if !matches!(exec.state, State::Prepared(..)) {
-            return refuse("the process has been started");
-        }
-        let State::Prepared(mut spec, expected) = std::mem::replace(&mut exec.state, State::Exited) else {
-            return refuse("the process has been started");
-        };
-        spec.console = exec.console();
-        let launched = Prepared::new(expected, spec.console, &self.environment.null)
-            .map_err(Error::system("make pipes"))
-            .and_then(|(stdio, child)| {
-                let launched =
-                    launch::exec(&self.environment, &spec, &self.spec, container.as_fd(), &cgroup, &child)?;
-                Ok((launched, stdio))
-            });
-        match launched {
-            Ok((launched, stdio)) => {
-                exec.state = State::Running(launched.pid, launched.pidfd.clone());
-                Ok((launched, stdio))
-            }
-            Err(error) => {
-                exec.finish(not_run());
-                Err(error)
-            }
-        }
-    }
-
-    fn exec_runs(
-        &mut self,
-        id: &str,
-        launched: Box<Launched>,
-        stdio: Prepared,
-        result: Result<Option<OwnedFd>, LaunchError>,
-    ) {
-        let cgroup = self.cgroup("start an exec").cloned();
-        let Some(exec) = self.execs.get_mut(id) else { return };
-        let streams = result.map_err(Error::from).and_then(|terminal| {
-            stdio
-                .start(terminal, &exec.phase.subscribe())
-                .map_err(Error::system("watch the standard streams"))
-        });
-        let reply = exec.starting.take();
-        let pid = launched.pid;
-        let result = match (streams, cgroup) {
-            (Ok(streams), Ok(cgroup)) => {
-                exec.set_terminal(streams.terminal.clone());
-                self.supervise(
-                    ProcessName::Exec(id.to_owned()),
-                    &cgroup,
-                    pid,
-                    launched.pidfd.clone(),
-                    streams,
-                );
-                Ok(pid.unsigned_abs())
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                let (children, events, name) = (
-                    self.environment.children.clone(),
-                    self.events.clone(),
-                    ProcessName::Exec(id.to_owned()),
-                );
-                tokio::spawn(async move {
-                    launched.abort(&children).await;
-                    report(&events, Event::Exited(name, not_run()));
-                });
-                Err(error)
-            }
-        };
-        if let Some(reply) = reply {
-            answer(reply, result);
-        }
     }
 
     fn exited(&mut self, name: &ProcessName, exit: Exit) {
@@ -450,146 +338,6 @@ impl Actor {
         {
             self.init.finish(exit);
         }
-    }
-
-    fn signal(&mut self, target: &Target, signal: i32) -> Result<(), Error> {
-        if let Existence::Creating { cancel, .. } = &mut self.existence {
-            if signal != libc::SIGKILL {
-                return Err(Error::State {
-                    action: "send a signal",
-                    state: "the container is being created",
-                });
-            }
-            if let Some(cancel) = cancel.take() {
-                // A creation that is over already reports itself.
-                let _ = cancel.send(());
-            }
-            return Ok(());
-        }
-        match target {
-            Target::One(name) => self.process(name)?.signal(signal),
-            Target::All if signal == libc::SIGKILL => Ok(self.cgroup("send a signal")?.kill()?),
-            Target::All => self.signal_all(signal),
-        }
-    }
-
-    fn signal_all(&self, signal: i32) -> Result<(), Error> {
-        let cgroup = self.cgroup("send a signal")?;
-        let mut signalled = std::collections::HashSet::new();
-        for _ in 0..SIGNAL_PASSES {
-            let new: Vec<_> = cgroup.pids()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
-            if new.is_empty() {
-                break;
-            }
-            for pid in new {
-                signalled.insert(pid);
-                let Ok(pidfd) = sys::process::open_pidfd(pid) else { continue };
-                // The number may have passed to another process since the list was read.
-                if !cgroup.pids()?.contains(&pid) {
-                    continue;
-                }
-                match sys::process::send_signal(pidfd.as_fd(), signal) {
-                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                    Err(error) => return Err(Error::system("send a signal")(error)),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn delete_exec(&mut self, id: &str) -> Result<(), Error> {
-        let exec = self.execs.get(id).ok_or_else(|| Error::NoExec(id.to_owned()))?;
-        if !exec.is_over() {
-            return Err(Error::State { action: "delete an exec", state: "it is running" });
-        }
-        self.execs.remove(id);
-        Ok(())
-    }
-
-    fn delete(&mut self, reply: Reply<()>) {
-        match &mut self.removal {
-            Removal::Running(replies) | Removal::Done(replies) => return replies.push(reply),
-            Removal::NotAsked => self.removal = Removal::Running(vec![reply]),
-        }
-        match &mut self.existence {
-            Existence::Creating { cancel, .. } => {
-                if let Some(cancel) = cancel.take() {
-                    // A creation that is over already reports itself.
-                    let _ = cancel.send(());
-                }
-            }
-            Existence::Real { .. } => self.remove(),
-            Existence::Nothing => {}
-        }
-    }
-
-    fn remove(&self) {
-        let Existence::Real { cgroup, rootfs } = &self.existence else { return };
-        for process in self.execs.values().chain(std::iter::once(&self.init)) {
-            process.phase.send_replace(Phase::Abandoned);
-        }
-        let (cgroup, rootfs, environment, events) =
-            (cgroup.clone(), rootfs.clone(), self.environment.clone(), self.events.clone());
-        tokio::spawn(async move {
-            let result = async {
-                cgroup.remove().await?;
-                Ok(rootfs.remove(&environment.children).await?)
-            };
-            let result = result.await;
-            report(&events, Event::Removed(result));
-        });
-    }
-
-    fn removed(&mut self, result: Result<(), Error>) {
-        let Removal::Running(mut replies) = std::mem::replace(&mut self.removal, Removal::NotAsked) else {
-            return;
-        };
-        match result {
-            Ok(()) => self.removal = Removal::Done(replies),
-            // It can be tried again.
-            Err(error) => {
-                log::error!("container {}: cannot be deleted: {error}", self.id);
-                let first = replies.remove(0);
-                for reply in replies {
-                    answer(reply, Err(Error::State { action: "delete", state: "an earlier attempt failed" }));
-                }
-                answer(first, Err(error));
-            }
-        }
-    }
-
-    fn pause(&mut self, reply: Reply<()>) {
-        const ACTION: &str = "pause";
-        let state = match (&self.init.state, &self.freezer) {
-            (State::Running(..), Freezer::Thawed) => None,
-            (State::Running(..), _) => Some("it is paused already"),
-            _ => Some("the container is not running"),
-        };
-        let cgroup = match (self.cgroup(ACTION), state) {
-            (Ok(cgroup), None) => cgroup.clone(),
-            (Ok(_), Some(state)) => return answer(reply, Err(Error::State { action: ACTION, state })),
-            (Err(error), _) => return answer(reply, Err(error)),
-        };
-        self.freezer = Freezer::Freezing(reply);
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let result = cgroup.freeze().await;
-            report(&events, Event::Frozen(result));
-        });
-    }
-
-    fn resume(&mut self) -> Result<(), Error> {
-        const ACTION: &str = "resume";
-        if !matches!(self.freezer, Freezer::Frozen) {
-            return Err(Error::State { action: ACTION, state: "the container is not paused" });
-        }
-        self.cgroup(ACTION)?.thaw()?;
-        self.freezer = Freezer::Thawed;
-        Ok(())
-    }
-
-    fn pids(&self) -> Result<Vec<u32>, Error> {
-        Ok(self.cgroup("list processes")?.pids()?.into_iter().map(i32::unsigned_abs).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use super::join;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::error::Error;
-use crate::launch::{self, Launched};
+use crate::launch::{self, Launched, UserNamespace};
 use crate::rootfs::{Rootfs, RootfsError};
 use crate::spec::ContainerSpec;
 use crate::stdio::{Expected, Prepared};
@@ -37,6 +37,7 @@ pub struct Creation {
 pub struct Created {
     pub cgroup: Arc<Cgroup>,
     pub rootfs: Rootfs,
+    pub user: Option<Arc<UserNamespace>>,
     pub init: Launched,
     pub stdio: Prepared,
     pub terminal: Option<std::os::fd::OwnedFd>,
@@ -58,7 +59,14 @@ pub async fn run(
     let steps = async {
         cgroup.apply(&spec.limits)?;
         cgroup.limit_devices(&spec.device_rules)?;
-        rootfs.mount(&environment.disks, &environment.children, request).await?;
+        let joined = join::resolve(environment, registry, spec).await?;
+        let user = joined.user.as_ref();
+        if let Some((uid, gid)) = user.and_then(|user| user.mappings.root())
+            && spec.delegates_cgroup()
+        {
+            cgroup.delegate(uid, gid)?;
+        }
+        rootfs.mount(&environment.disks, &environment.children, request, user).await?;
         if spec.uses_volumes() {
             environment.volumes.mount(&environment.children).await.map_err(RootfsError::Work)?;
         }
@@ -66,20 +74,22 @@ pub async fn run(
             let children = &environment.children;
             environment.shared.mount(children, tmpfs).await.map_err(RootfsError::Work)?;
         }
-        let joined = join::resolve(environment, registry, spec).await?;
         let (stdio, child) = Prepared::new(expected, spec.process.console, &environment.null)
             .map_err(Error::system("make pipes"))?;
-        let init = launched.insert(launch::init(environment, spec, &joined, rootfs.root(), &cgroup, &child)?);
+        let init =
+            launched.insert(launch::init(environment, id, spec, &joined, rootfs.root(), &cgroup, &child)?);
         // Only the process may hold these open from now on, or its streams would never end.
         drop(child);
-        Ok((stdio, init.ready(&environment.children).await?))
+        Ok((stdio, init.ready(environment).await?, joined.user))
     };
     let result = tokio::select! {
         result = tokio::time::timeout(DEADLINE, steps) => result.unwrap_or(Err(Error::Deadline("the creation"))),
         _ = cancel => Err(Error::Cancelled),
     };
     match (result, launched) {
-        (Ok((stdio, terminal)), Some(init)) => Ok(Created { cgroup, rootfs, init, stdio, terminal }),
+        (Ok((stdio, terminal, user)), Some(init)) => {
+            Ok(Created { cgroup, rootfs, user, init, stdio, terminal })
+        }
         (result, launched) => {
             if let Some(launched) = launched {
                 launched.abort(&environment.children).await;

@@ -12,6 +12,7 @@ use super::create::Creation;
 use super::process::Exit;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::launch::Kept;
 use crate::spec::{Limits, ProcessSpec};
 use crate::stdio::Attachment;
 use crate::sys::terminal::WindowSize;
@@ -48,7 +49,7 @@ pub enum Request {
     Watch { name: ProcessName, reply: Reply<watch::Receiver<Option<Exit>>> },
     Resize { name: ProcessName, size: WindowSize, reply: Reply<()> },
     Attach { name: ProcessName, kind: StreamKind, reply: Reply<oneshot::Sender<Attachment>> },
-    Join { reply: Reply<Arc<std::os::fd::OwnedFd>> },
+    Join { reply: Reply<Kept> },
     DeleteExec { id: String, reply: Reply<()> },
     Delete { reply: Reply<()> },
     Pause { reply: Reply<()> },

@@ -1,7 +1,7 @@
 //! What a new process and the agent tell each other until the program runs: messages over a socket pair.
 //!
-//! Child to agent: `Terminal` with a descriptor, `Ready`, `Failed`; the end of the stream means that exec closed it.
-//! Agent to child: one byte that opens the start gate.
+//! Child to agent: `Cloned` with a pidfd, `Terminal` with a descriptor, `Ready`, `Failed`; the end of the stream means that exec closed
+//! it. Agent to child: one byte that opens the gate at which the child waits.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +17,7 @@ use crate::sys::socket;
 #[repr(u8)]
 pub enum Step {
     Isolate,
+    Clone,
     CgroupNamespace,
     TimeNamespace,
     JoinNamespaces,
@@ -47,13 +48,16 @@ pub enum Step {
     Stat,
     Access,
     Gate,
+    CreateHook,
+    StartHook,
     Seccomp,
     Exec,
 }
 
 impl Step {
-    const ALL: [Self; 33] = [
+    const ALL: [Self; 36] = [
         Self::Isolate,
+        Self::Clone,
         Self::CgroupNamespace,
         Self::TimeNamespace,
         Self::JoinNamespaces,
@@ -84,6 +88,8 @@ impl Step {
         Self::Stat,
         Self::Access,
         Self::Gate,
+        Self::CreateHook,
+        Self::StartHook,
         Self::Seccomp,
         Self::Exec,
     ];
@@ -92,6 +98,7 @@ impl Step {
     pub fn describe(self) -> &'static str {
         match self {
             Self::Isolate => "cannot leave the agent's session",
+            Self::Clone => "cannot clone the init process",
             Self::CgroupNamespace => "cannot make a cgroup namespace",
             Self::TimeNamespace => "cannot make a time namespace",
             Self::JoinNamespaces => "cannot join the container's namespaces",
@@ -120,6 +127,8 @@ impl Step {
             Self::NoNewPrivileges => "cannot give up gaining privileges",
             Self::Search | Self::Stat | Self::Access => "cannot find the program",
             Self::Gate => "cannot wait for the start",
+            Self::CreateHook => "the createContainer hook",
+            Self::StartHook => "the startContainer hook",
             Self::Seccomp => "cannot install the seccomp filter",
             Self::Exec => "cannot run the program",
         }
@@ -142,6 +151,8 @@ pub fn at(step: Step, index: usize) -> impl Fn(Errno) -> Failure {
 /// What the child says.
 #[derive(Debug)]
 pub enum Message {
+    /// It is the usher, and this is the init, which waits at a gate.
+    Cloned(libc::pid_t, OwnedFd),
     /// The master of its terminal.
     Terminal(OwnedFd),
     /// It waits at the start gate.
@@ -155,6 +166,7 @@ pub enum Message {
 const TERMINAL: u8 = 1;
 const READY: u8 = 2;
 const FAILED: u8 = 3;
+const CLONED: u8 = 4;
 const SIZE: usize = 8;
 
 /// The agent's end and the child's end.
@@ -164,15 +176,24 @@ pub fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
 
 /// The child's side. No function here allocates.
 pub mod child {
-    use super::{BorrowedFd, Errno, FAILED, Failure, READY, SIZE, TERMINAL, socket};
+    use super::{BorrowedFd, CLONED, Errno, FAILED, Failure, READY, SIZE, TERMINAL, socket};
 
     pub fn terminal(channel: BorrowedFd<'_>, master: BorrowedFd<'_>) -> nix::Result<()> {
         socket::send(channel, &message(TERMINAL, 0, 0, 0), Some(master))
     }
 
+    pub fn cloned(channel: BorrowedFd<'_>, pid: libc::pid_t, pidfd: BorrowedFd<'_>) -> nix::Result<()> {
+        socket::send(channel, &message(CLONED, 0, 0, pid), Some(pidfd))
+    }
+
     /// Says that the set-up is done and waits for the start.
     pub fn wait_for_start(channel: BorrowedFd<'_>) -> nix::Result<()> {
         socket::send(channel, &message(READY, 0, 0, 0), None)?;
+        wait(channel)
+    }
+
+    /// Waits for the agent's word.
+    pub fn wait(channel: BorrowedFd<'_>) -> nix::Result<()> {
         let mut byte = [0];
         loop {
             return match socket::receive(channel, &mut byte, 0) {
@@ -240,6 +261,9 @@ fn parse(message: &[u8], attached: Option<OwnedFd>) -> io::Result<Message> {
     Ok(match (message, attached) {
         ([], None) => Message::Closed,
         ([TERMINAL, ..], Some(master)) => Message::Terminal(master),
+        (&[CLONED, _, _, _, p0, p1, p2, p3], Some(pidfd)) => {
+            Message::Cloned(i32::from_le_bytes([p0, p1, p2, p3]), pidfd)
+        }
         ([READY, ..], None) => Message::Ready,
         (&[FAILED, step, i0, i1, e0, e1, e2, e3], None) => Message::Failed(Failure {
             step: *Step::ALL.get(usize::from(step)).ok_or_else(unknown)?,

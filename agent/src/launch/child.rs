@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::channel::{Failure, Step, at, child as channel};
-use super::{ExecPlan, InitPlan, ProcessPlan, credentials, rootfs};
+use super::{ExecPlan, InitPlan, ProcessPlan, Users, credentials, rootfs};
 use crate::spec::{Console, Origin};
 use crate::sys::{path, process, socket, terminal};
 
@@ -12,7 +12,7 @@ use crate::sys::{path, process, socket, terminal};
 const PTMX: (u32, u32) = (5, 2);
 
 /// Becomes the init process of a container, or says why not and ends.
-pub fn init(plan: &InitPlan<'_>) -> ! {
+pub fn init(plan: &mut InitPlan<'_>) -> ! {
     let Err(failure) = run_init(plan);
     end(&plan.process, failure)
 }
@@ -23,26 +23,34 @@ pub fn exec(plan: &ExecPlan<'_>) -> ! {
     end(&plan.process, failure)
 }
 
-fn end(plan: &ProcessPlan<'_>, failure: Failure) -> ! {
+/// Tells the agent what failed, and ends.
+pub fn end(plan: &ProcessPlan<'_>, failure: Failure) -> ! {
     // The agent that would want to know is gone if this fails.
     let _ = channel::failed(plan.channel, failure);
     process::exit(1)
 }
 
-fn run_init(plan: &InitPlan<'_>) -> Result<Infallible, Failure> {
+fn run_init(plan: &mut InitPlan<'_>) -> Result<Infallible, Failure> {
+    match plan.process.user {
+        // The usher has given it its streams, and joined for it.
+        Users::Mapped => channel::wait(plan.process.channel).map_err(at(Step::Gate, 1))?,
+        Users::Guests => {
+            own_streams(&plan.process).map_err(at(Step::Stdio, 0))?;
+            join(plan).map_err(at(Step::JoinNamespaces, 0))?;
+        }
+    }
     isolate().map_err(at(Step::Isolate, 0))?;
     // Only now, in the container's cgroup, is that cgroup the root of a new namespace.
     process::unshare(libc::CLONE_NEWCGROUP).map_err(at(Step::CgroupNamespace, 0))?;
     let spec = plan.spec;
-    for (of, kind) in [(&plan.joined.ipc, libc::CLONE_NEWIPC), (&plan.joined.uts, libc::CLONE_NEWUTS)] {
-        if let Some(of) = of {
-            process::join_namespaces(of.as_fd(), kind).map_err(at(Step::JoinNamespaces, 0))?;
-        }
-    }
     if let Some(offsets) = &spec.time {
         enter_time_namespace(&plan.process, offsets).map_err(at(Step::TimeNamespace, 0))?;
     }
-    let slave = rootfs::build(plan)?;
+    let base = rootfs::open(plan)?;
+    if plan.process.user == Users::Mapped {
+        process::set_ids(0, 0, &[]).map_err(at(Step::Credentials, 1))?;
+    }
+    let slave = rootfs::build(plan, &base)?;
     if let Some(name) = &spec.hostname {
         process::set_hostname(name).map_err(at(Step::Hostname, 0))?;
     }
@@ -52,12 +60,26 @@ fn run_init(plan: &InitPlan<'_>) -> Result<Infallible, Failure> {
     if spec.namespaces.network == Origin::Own {
         socket::loopback_up().map_err(at(Step::Loopback, 0))?;
     }
-    finish(&plan.process, slave, Gate::Closed)
+    finish(&plan.process, slave, Gate::Closed(plan))
+}
+
+/// In namespaces of others, but for that of process ids, in which it is born.
+fn join(plan: &InitPlan<'_>) -> nix::Result<()> {
+    for (of, kind) in [(&plan.joined.ipc, libc::CLONE_NEWIPC), (&plan.joined.uts, libc::CLONE_NEWUTS)] {
+        if let Some(of) = of {
+            process::join_namespaces(of.as_fd(), kind)?;
+        }
+    }
+    Ok(())
 }
 
 fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
     isolate().map_err(at(Step::Isolate, 0))?;
+    own_streams(&plan.process).map_err(at(Step::Stdio, 0))?;
     process::join_namespaces(plan.container, plan.namespaces).map_err(at(Step::JoinNamespaces, 0))?;
+    if plan.process.user == Users::Mapped {
+        process::set_ids(0, 0, &[]).map_err(at(Step::Credentials, 1))?;
+    }
     let slave = match plan.process.spec.console {
         Console::Pipes => None,
         Console::Terminal(_) => {
@@ -65,7 +87,12 @@ fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
             Some(open_terminal(&plan.process, &root).map_err(at(Step::Terminal, 0))?)
         }
     };
-    finish(&plan.process, slave, Gate::Open)
+    let gate = match plan.process.user {
+        Users::Guests => Gate::Open,
+        // The agent opens it when it has granted what the process cannot give itself.
+        Users::Mapped => Gate::Agents,
+    };
+    finish(&plan.process, slave, gate)
 }
 
 /// A new time namespace is for children first; its clocks can be set until somebody is in it.
@@ -107,18 +134,24 @@ pub fn open_terminal(plan: &ProcessPlan<'_>, root: &OwnedFd) -> nix::Result<Owne
 
 /// Whether the program may run as soon as it can.
 #[derive(Clone, Copy)]
-enum Gate {
+enum Gate<'a> {
     Open,
-    Closed,
+    /// When the agent has done its part.
+    Agents,
+    /// When the container is started; then its hooks come first.
+    Closed(&'a InitPlan<'a>),
 }
 
-fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate) -> Result<Infallible, Failure> {
+fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate<'_>) -> Result<Infallible, Failure> {
     set_stdio(plan, slave).map_err(at(Step::Stdio, 0))?;
     credentials::apply(plan)?;
     let program = plan.program.find()?;
     process::close_on_exec_from_3().map_err(at(Step::Stdio, 1))?;
-    if matches!(gate, Gate::Closed) {
+    if !matches!(gate, Gate::Open) {
         channel::wait_for_start(plan.channel).map_err(at(Step::Gate, 0))?;
+    }
+    if let Gate::Closed(init) = gate {
+        init.hooks.before_program(plan.proc, init.null)?;
     }
     credentials::confine(plan)?;
     // SAFETY: the plan's lists end with null and point into the spec, which outlives it.
@@ -127,10 +160,21 @@ fn finish(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>, gate: Gate) -> Result<
 }
 
 /// The user gets to own the streams, so that it can reopen them by name (/dev/stdout).
+pub fn own_streams(plan: &ProcessPlan<'_>) -> nix::Result<()> {
+    if plan.spec.console != Console::Pipes {
+        return Ok(());
+    }
+    for stream in plan.stdio {
+        if !path::is_char_device(&path::stat(stream.as_fd())?, 1, 3) {
+            path::change_owner(stream.as_fd(), c"", plan.owner, None)?;
+        }
+    }
+    Ok(())
+}
+
 fn set_stdio(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>) -> nix::Result<()> {
-    let uid = plan.spec.credentials.uid;
     if let Some(slave) = slave {
-        path::change_owner(slave.as_fd(), c"", uid, None)?;
+        path::change_owner(slave.as_fd(), c"", plan.spec.credentials.uid, None)?;
         for number in 0..3 {
             path::duplicate_to(slave.as_fd(), number)?;
         }
@@ -143,7 +187,6 @@ fn set_stdio(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>) -> nix::Result<()> 
             let own = own_null();
             path::duplicate_to(own.as_ref().map_or(*stream, AsFd::as_fd), number)?;
         } else {
-            path::change_owner(stream.as_fd(), c"", uid, None)?;
             path::duplicate_to(*stream, number)?;
         }
     }

@@ -3,8 +3,9 @@
 
 use nix::errno::Errno;
 
-use super::ProcessPlan;
 use super::channel::{Failure, Step, at};
+use super::{ProcessPlan, Users};
+use crate::spec::Scheduling;
 use crate::sys::{path, process, scheduling, seccomp};
 
 const PR_CAPBSET_DROP: libc::c_int = libc::PR_CAPBSET_DROP;
@@ -14,14 +15,16 @@ const SYS_ADMIN: u64 = 1 << 21;
 /// Gives the calling process the rights of the plan and no more, but for what [`confine`] needs and then takes. Ends in the
 /// working directory.
 pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
-    set_oom_score(plan).map_err(at(Step::OomScore, 0))?;
-    for (index, limit) in plan.rlimits.iter().enumerate() {
-        process::set_limit(limit.resource, limit.soft, limit.hard).map_err(at(Step::Rlimit, index))?;
+    if plan.user == Users::Guests {
+        set_oom_score(plan).map_err(at(Step::OomScore, 0))?;
+        for (index, limit) in plan.rlimits.iter().enumerate() {
+            process::set_limit(limit.resource, limit.soft, limit.hard).map_err(at(Step::Rlimit, index))?;
+        }
+        set_scheduling(&plan.spec.scheduling, 0)?;
     }
     if let Some(domain) = plan.personality {
         scheduling::set_personality(domain).map_err(at(Step::Personality, 0))?;
     }
-    set_scheduling(plan)?;
     let known = u64::MAX >> (63 - plan.last_capability);
     let sets = &plan.capabilities;
     for capability in 0..=plan.last_capability {
@@ -59,16 +62,16 @@ pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn set_scheduling(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
-    let wanted = &plan.spec.scheduling;
+/// Of a process; 0 is the caller.
+pub fn set_scheduling(wanted: &Scheduling, pid: libc::pid_t) -> Result<(), Failure> {
     if let Some(cpus) = &wanted.affinity {
-        scheduling::set_affinity(cpus).map_err(at(Step::Scheduling, 0))?;
+        scheduling::set_affinity(pid, cpus).map_err(at(Step::Scheduling, 0))?;
     }
     if let Some(attributes) = &wanted.scheduler {
-        scheduling::set_scheduler(attributes).map_err(at(Step::Scheduling, 1))?;
+        scheduling::set_scheduler(pid, attributes).map_err(at(Step::Scheduling, 1))?;
     }
     match wanted.io_priority {
-        Some(priority) => scheduling::set_io_priority(priority).map_err(at(Step::Scheduling, 2)),
+        Some(priority) => scheduling::set_io_priority(pid, priority).map_err(at(Step::Scheduling, 2)),
         None => Ok(()),
     }
 }

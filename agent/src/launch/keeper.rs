@@ -12,8 +12,9 @@ use nix::errno::Errno;
 use tokio::sync::OnceCell;
 
 use super::channel::{self, AgentEnd, Failure, Message, Step, at};
-use super::{LaunchError, Subjects, assert_single_threaded, child};
+use super::{LaunchError, Subjects, UserNamespace, assert_single_threaded, child};
 use crate::environment::Environment;
+use crate::spec::IdMappings;
 use crate::sys::mount::{self, Depth};
 use crate::sys::path;
 use crate::sys::process::{self, Cloned, Ended};
@@ -21,13 +22,26 @@ use crate::sys::process::{self, Cloned, Ended};
 /// The pod's shared namespaces, made when they are first asked for.
 #[derive(Debug, Default)]
 pub struct Keeper {
-    process: OnceCell<Arc<OwnedFd>>,
+    kept: OnceCell<Kept>,
+}
+
+/// The namespaces that are kept.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// A pidfd of the process that is in all of them.
+    pub process: Arc<OwnedFd>,
+    /// To which user namespace they belong, if it is not the guest's.
+    pub user: Option<Arc<UserNamespace>>,
 }
 
 impl Keeper {
-    /// A pidfd of the process that is in all of them.
-    pub async fn process(&self, environment: &Environment) -> Result<Arc<OwnedFd>, LaunchError> {
-        self.process.get_or_try_init(|| start(environment)).await.cloned()
+    /// The pod's namespaces. If they are not there yet they are made, in a user namespace of their own if `users` are given.
+    pub async fn namespaces(
+        &self,
+        environment: &Environment,
+        users: Option<&IdMappings>,
+    ) -> Result<Kept, LaunchError> {
+        self.kept.get_or_try_init(|| start(environment, users)).await.cloned()
     }
 }
 
@@ -39,21 +53,23 @@ struct Plan<'a> {
 }
 
 /// The process waits at its gate until the agent has it, and ends if the agent goes away before.
-async fn start(environment: &Environment) -> Result<Arc<OwnedFd>, LaunchError> {
+async fn start(environment: &Environment, users: Option<&IdMappings>) -> Result<Kept, LaunchError> {
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
     let plan = Plan {
         root: &environment.mask_directory,
         channel: child_end.as_fd(),
         last_capability: environment.last_capability,
     };
-    let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let user_flag = if users.is_some() { libc::CLONE_NEWUSER } else { 0 };
+    let namespaces =
+        user_flag | libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     assert_single_threaded();
     // SAFETY: `keep` never returns, and the agent has one thread.
     let cloned = unsafe { process::clone(namespaces, None) };
     // Nobody waits for its end: should it ever end, it is reaped as an orphan is.
-    let pidfd = match cloned.map_err(LaunchError::agent("clone the keeper of the pod's namespaces"))? {
+    let (pid, pidfd) = match cloned.map_err(LaunchError::agent("clone the keeper of the pod's namespaces"))? {
         Cloned::Child => keep(&plan),
-        Cloned::Parent(_, pidfd) => pidfd,
+        Cloned::Parent(pid, pidfd) => (pid, pidfd),
     };
     drop(child_end);
     let failed = |source| LaunchError::Agent { what: "hear from the keeper of the pod's namespaces", source };
@@ -61,10 +77,14 @@ async fn start(environment: &Environment) -> Result<Arc<OwnedFd>, LaunchError> {
     match channel.receive().await.map_err(failed)? {
         Message::Ready => {}
         Message::Failed(failure) => return Err(Subjects::default().explain(failure)),
-        Message::Closed | Message::Terminal(_) => return Err(LaunchError::Died(Ended::Exited(1))),
+        Message::Closed | Message::Terminal(_) | Message::Cloned(..) => {
+            return Err(LaunchError::Died(Ended::Exited(1)));
+        }
     }
+    // It waits, so its number is still its own.
+    let user = users.map(|users| UserNamespace::of(environment, pid, users)).transpose()?.map(Arc::new);
     channel.release().map_err(LaunchError::agent("start the keeper of the pod's namespaces"))?;
-    Ok(Arc::new(pidfd))
+    Ok(Kept { process: Arc::new(pidfd), user })
 }
 
 fn keep(plan: &Plan<'_>) -> ! {

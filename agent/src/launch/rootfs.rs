@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at};
-use super::{InitPlan, child};
-use crate::spec::{Console, DeviceNode, Filesystem, MountSpec, Source};
+use super::usher::Provisions;
+use super::{InitPlan, child, copy_up};
+use crate::spec::{Console, Content, DeviceNode, Filesystem, MountSpec, Source};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::path::{self, Resolve};
 
 /// Default devices (OCI runtime-spec, config-linux.md "Default Devices"): name, major, minor.
-const DEVICES: [(&CStr, u32, u32); 6] = [
+pub const DEVICES: [(&CStr, u32, u32); 6] = [
     (c"null", 1, 3),
     (c"zero", 1, 5),
     (c"full", 1, 7),
@@ -33,27 +34,55 @@ const LINKS: [(&CStr, &CStr); 5] = [
     (c"ptmx", c"pts/ptmx"),
 ];
 
-/// Builds the tree and enters it. Returns the terminal, if the process is to have one.
-pub fn build(plan: &InitPlan<'_>) -> Result<Option<OwnedFd>, Failure> {
-    let spec = plan.spec;
+/// What a tree is built from: opened while the process is still the guest's root, which alone may reach all of it.
+pub struct Base {
+    root: OwnedFd,
+    /// The null device.
+    mask_file: OwnedFd,
+    /// Empty.
+    mask_directory: OwnedFd,
+}
+
+/// In a mount namespace that is new.
+pub fn open(plan: &mut InitPlan<'_>) -> Result<Base, Failure> {
     // Nothing done here may reach the agent's mounts.
     mount::mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE).map_err(at(Step::Root, 0))?;
-    let root = path::open(plan.root, libc::O_PATH | libc::O_DIRECTORY).map_err(at(Step::Root, 0))?;
-    for (index, mount) in spec.mounts.iter().enumerate() {
-        mount_one(plan, &root, mount, index)?;
+    let mut root = path::open(plan.root, libc::O_PATH | libc::O_DIRECTORY).map_err(at(Step::Root, 0))?;
+    if let Some(provided) = plan.provisions.root.take() {
+        // The mount that is there came along from a user namespace with more rights, and cannot become a root directory.
+        mount::attach(provided.as_fd(), root.as_fd()).map_err(at(Step::Root, 1))?;
+        root = provided;
     }
-    default_devices(&root).map_err(at(Step::DefaultDevices, 0))?;
+    let cover = |path| path::open(path, libc::O_PATH).map_err(at(Step::Root, 2));
+    let (mask_file, mask_directory) = (cover(plan.mask_file)?, cover(plan.mask_directory)?);
+    let stat = |fd: &OwnedFd| path::stat(fd.as_fd()).map_err(at(Step::Root, 3));
+    let is_null = path::is_char_device(&stat(&mask_file)?, 1, 3);
+    if !is_null || path::kind(&stat(&mask_directory)?) != libc::S_IFDIR {
+        return Err(at(Step::Root, 3)(Errno::EINVAL));
+    }
+    Ok(Base { root, mask_file, mask_directory })
+}
+
+/// Builds the tree and enters it. Returns the terminal, if the process is to have one.
+pub fn build(plan: &mut InitPlan<'_>, base: &Base) -> Result<Option<OwnedFd>, Failure> {
+    let spec = plan.spec;
+    let root = &base.root;
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        mount_one(plan, root, mount, index)?;
+    }
+    default_devices(root, &mut plan.provisions).map_err(at(Step::DefaultDevices, 0))?;
     for (index, device) in spec.devices.iter().enumerate() {
-        make_device(&root, device).map_err(at(Step::Device, index))?;
+        let provided = plan.provisions.devices.get_mut(DEVICES.len() + index).and_then(Option::take);
+        make_device(root, device, provided).map_err(at(Step::Device, index))?;
     }
     if let Some(cwd) = &plan.cwd {
-        directory(&root, &cwd.steps, Resolve::InRoot).map_err(at(Step::Cwd, 0))?;
+        directory(root, &cwd.steps, Resolve::InRoot).map_err(at(Step::Cwd, 0))?;
     }
     let slave = match spec.process.console {
         Console::Pipes => None,
         Console::Terminal(_) => {
-            let slave = child::open_terminal(&plan.process, &root).map_err(at(Step::Terminal, 0))?;
-            mount_console(&root, &slave).map_err(at(Step::Console, 0))?;
+            let slave = child::open_terminal(&plan.process, root).map_err(at(Step::Terminal, 0))?;
+            mount_console(root, &slave).map_err(at(Step::Console, 0))?;
             Some(slave)
         }
     };
@@ -64,55 +93,102 @@ pub fn build(plan: &InitPlan<'_>) -> Result<Option<OwnedFd>, Failure> {
             .map_err(at(Step::Sysctl, index))?;
     }
     for (index, path) in spec.readonly_paths.iter().enumerate() {
-        make_readonly(&root, path).map_err(at(Step::ReadOnly, index))?;
+        make_readonly(root, path).map_err(at(Step::ReadOnly, index))?;
     }
     for (index, path) in spec.masked_paths.iter().enumerate() {
-        mask(plan, &root, path).map_err(at(Step::Mask, index))?;
+        mask(base, path).map_err(at(Step::Mask, index))?;
     }
     if spec.root_readonly {
         let attr = MountAttr { set: mount::ATTR_RDONLY, ..MountAttr::default() };
         mount::set_attributes(root.as_fd(), Depth::One, &attr).map_err(at(Step::Root, 0))?;
     }
+    plan.hooks.before_pivot(plan.process.proc, plan.null)?;
     mount::pivot_into(root.as_fd()).map_err(at(Step::Pivot, 0))?;
     mount::mount(c"none", c"/", None, spec.propagation).map_err(at(Step::Pivot, 0))?;
     Ok(slave)
 }
 
-fn mount_one(plan: &InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: usize) -> Result<(), Failure> {
+fn mount_one(plan: &mut InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: usize) -> Result<(), Failure> {
+    let provided = plan.provisions.mounts.get_mut(index).and_then(Option::take);
     let (target, mounted) = match &spec.source {
         Source::New(filesystem) => {
             let resolve =
                 if filesystem.needs_real_target() { Resolve::InRootNoSymlinks } else { Resolve::InRoot };
+            let covered = existing(root, spec.target.path()).map_err(at(Step::MountPoint, index))?;
             let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
-            (target, new_filesystem(filesystem, spec.attributes).map_err(at(Step::Mount, index))?)
+            let new = || new_filesystem(filesystem, spec, covered.as_ref());
+            let mounted = provided.map_or_else(new, Ok).map_err(at(Step::Mount, index))?;
+            if let (Content::Copied, Some(covered)) = (filesystem.content, &covered) {
+                fill(&mounted, covered, spec).map_err(at(Step::Mount, index))?;
+            }
+            (target, mounted)
         }
         Source::Volume(_) | Source::Shared(_) => {
-            let source = shared(plan, &spec.source).map_err(at(Step::Mount, index))?;
-            let kind =
-                path::stat(source.as_fd()).map(|stat| path::kind(&stat)).map_err(at(Step::Mount, index))?;
-            let target = mount_point(root, &spec.target.steps, kind).map_err(at(Step::MountPoint, index))?;
-            (target, bound(&source, spec.attributes).map_err(at(Step::Mount, index))?)
+            let bind = || bound(plan, &shared(plan, &spec.source)?, index);
+            let mounted = provided.map_or_else(bind, Ok).map_err(at(Step::Mount, index))?;
+            let stat = path::stat(mounted.as_fd()).map_err(at(Step::Mount, index))?;
+            let target = mount_point(root, &spec.target.steps, path::kind(&stat))
+                .map_err(at(Step::MountPoint, index))?;
+            (target, mounted)
         }
     };
     mount::attach(mounted.as_fd(), target.as_fd()).map_err(at(Step::Mount, index))?;
     if spec.propagation != 0 {
         let attr = MountAttr { propagation: spec.propagation & !libc::MS_REC, ..MountAttr::default() };
-        mount::set_attributes(mounted.as_fd(), Depth::One, &attr).map_err(at(Step::Mount, index))?;
+        let depth = if spec.propagation & libc::MS_REC == 0 { Depth::One } else { Depth::Recursive };
+        mount::set_attributes(mounted.as_fd(), depth, &attr).map_err(at(Step::Mount, index))?;
     }
     Ok(())
 }
 
-fn new_filesystem(filesystem: &Filesystem, attributes: u64) -> nix::Result<OwnedFd> {
+/// A detached mount of a new file system. A tmpfs has the permissions of the directory that it covers, unless the spec gives others
+/// or there is none, as runc has it.
+pub fn new_filesystem(
+    filesystem: &Filesystem,
+    spec: &MountSpec,
+    covered: Option<&OwnedFd>,
+) -> nix::Result<OwnedFd> {
     let context = mount::fsopen(&filesystem.kind)?;
+    if let Some(covered) = covered.filter(|_| filesystem.kind.as_c_str() == c"tmpfs") {
+        let mode = octal(path::stat(covered.as_fd())?.st_mode & 0o7777);
+        let mode = CStr::from_bytes_until_nul(&mode).map_err(|_| Errno::EINVAL)?;
+        // An option of the spec's that comes after it counts.
+        mount::fsconfig(context.as_fd(), c"mode", Some(mode))?;
+    }
     mount::fsconfig(context.as_fd(), c"source", Some(&filesystem.source))?;
     for (key, value) in &filesystem.options {
         mount::fsconfig(context.as_fd(), key, value.as_deref())?;
     }
-    mount::fsmount(context.as_fd(), attributes)
+    // It can be filled first, if it is to be.
+    let later = if filesystem.content == Content::Copied { mount::ATTR_RDONLY } else { 0 };
+    mount::fsmount(context.as_fd(), attributes_of_new(spec) & !later)
+}
+
+/// Nothing is mounted below a new file system.
+fn attributes_of_new(spec: &MountSpec) -> u64 {
+    spec.attributes.set | spec.deep_attributes.set
+}
+
+/// Copies what a new file system covers into it, and then makes it read-only, if it is to be.
+fn fill(mounted: &OwnedFd, covered: &OwnedFd, spec: &MountSpec) -> nix::Result<()> {
+    copy_up::copy(covered.as_fd(), mounted.as_fd())?;
+    let set = attributes_of_new(spec) & mount::ATTR_RDONLY;
+    if set == 0 {
+        return Ok(());
+    }
+    mount::set_attributes(mounted.as_fd(), Depth::One, &MountAttr { set, ..MountAttr::default() })
+}
+
+/// Permissions as text.
+fn octal(mode: libc::mode_t) -> [u8; 5] {
+    [9, 6, 3, 0, 32].map(|shift| {
+        let digit = mode.checked_shr(shift).map(|mode| (mode & 7) as u8);
+        digit.map_or(0, |digit| b'0' + digit)
+    })
 }
 
 /// The root of what the pod shares, a directory or a file, which cannot be a link.
-fn shared(plan: &InitPlan<'_>, source: &Source) -> nix::Result<OwnedFd> {
+pub fn shared(plan: &InitPlan<'_>, source: &Source) -> nix::Result<OwnedFd> {
     let (parent, name) = match source {
         Source::Volume(name) => (plan.volumes, name),
         Source::Shared(tmpfs) => (plan.shared, &tmpfs.name),
@@ -122,12 +198,48 @@ fn shared(plan: &InitPlan<'_>, source: &Source) -> nix::Result<OwnedFd> {
     path::open_in(parent.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, Resolve::InRootNoSymlinks)
 }
 
-/// A mount of what `source` is, with further attributes.
-fn bound(source: &OwnedFd, attributes: u64) -> nix::Result<OwnedFd> {
-    let copy = mount::clone_tree(source.as_fd(), Depth::One)?;
-    let attr = MountAttr { set: attributes, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-    mount::set_attributes(copy.as_fd(), Depth::One, &attr)?;
+/// A detached mount of what `source` is, for the mount of this index.
+pub fn bound(plan: &InitPlan<'_>, source: &OwnedFd, index: usize) -> nix::Result<OwnedFd> {
+    let spec = &plan.spec.mounts[index];
+    let copy = mount::clone_tree(source.as_fd(), spec.depth)?;
+    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount::set_attributes(copy.as_fd(), Depth::Recursive, &private)?;
+    for (depth, change) in [(Depth::One, spec.attributes), (Depth::Recursive, spec.deep_attributes)] {
+        if !change.is_empty() {
+            let attr = MountAttr { set: change.set, clear: change.clear, ..MountAttr::default() };
+            mount::set_attributes(copy.as_fd(), depth, &attr)?;
+        }
+    }
+    if let (Some(ids), Some(user)) = (&spec.ids, plan.joined.mounts.get(index).and_then(Option::as_ref)) {
+        mount::map_ids(copy.as_fd(), ids.depth, user.fd())?;
+    }
     Ok(copy)
+}
+
+/// A new file system for device nodes, mounted where its maker alone sees it.
+pub fn device_tree(at: &CStr) -> nix::Result<OwnedFd> {
+    let context = mount::fsopen(c"tmpfs")?;
+    mount::fsconfig(context.as_fd(), c"mode", Some(c"755"))?;
+    let tree = mount::fsmount(context.as_fd(), mount::ATTR_NOSUID | mount::ATTR_NOEXEC)?;
+    let target = path::open(at, libc::O_PATH | libc::O_DIRECTORY)?;
+    mount::attach(tree.as_fd(), target.as_fd())?;
+    Ok(tree)
+}
+
+/// A detached mount of a new node below `tree`.
+pub fn bound_node(
+    tree: &OwnedFd,
+    name: &CStr,
+    mode: libc::mode_t,
+    device: libc::dev_t,
+    owner: Option<(u32, u32)>,
+) -> nix::Result<OwnedFd> {
+    path::make_node(tree.as_fd(), name, mode, device)?;
+    if let Some((uid, gid)) = owner {
+        path::change_owner(tree.as_fd(), name, uid, Some(gid))?;
+    }
+    let node = path::open_at(tree.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW)?;
+    mount::clone_tree(node.as_fd(), Depth::One)
 }
 
 /// Where something of this kind can be mounted: a directory on a directory, a file on a file, made if it is missing.
@@ -170,10 +282,13 @@ fn base_name(path: &CStr) -> &CStr {
     CStr::from_bytes_with_nul(&bytes[start..]).unwrap_or(path)
 }
 
-fn default_devices(root: &OwnedFd) -> nix::Result<()> {
+fn default_devices(root: &OwnedFd, provisions: &mut Provisions) -> nix::Result<()> {
     let dev = directory_of(root, c"dev")?;
-    for (name, major, minor) in DEVICES {
-        node(dev.as_fd(), name, libc::S_IFCHR | 0o666, libc::makedev(major, minor))?;
+    for (index, (name, major, minor)) in DEVICES.into_iter().enumerate() {
+        match provisions.devices.get_mut(index).and_then(Option::take) {
+            Some(provided) => attach_node(dev.as_fd(), name, &provided)?,
+            None => node(dev.as_fd(), name, libc::S_IFCHR | 0o666, libc::makedev(major, minor))?,
+        }
     }
     for (name, target) in LINKS {
         match path::make_symlink(target, dev.as_fd(), name) {
@@ -211,10 +326,23 @@ fn node(parent: BorrowedFd<'_>, name: &CStr, mode: libc::mode_t, device: libc::d
     }
 }
 
-fn make_device(root: &OwnedFd, device: &DeviceNode) -> nix::Result<()> {
+/// Covers a file, made if it is missing, with a device node.
+fn attach_node(parent: BorrowedFd<'_>, name: &CStr, provided: &OwnedFd) -> nix::Result<()> {
+    match path::make_node(parent, name, libc::S_IFREG, 0) {
+        Err(Errno::EEXIST) => {}
+        result => result?,
+    }
+    let target = path::open_at(parent, name, libc::O_PATH | libc::O_NOFOLLOW)?;
+    mount::attach(provided.as_fd(), target.as_fd())
+}
+
+fn make_device(root: &OwnedFd, device: &DeviceNode, provided: Option<OwnedFd>) -> nix::Result<()> {
     let steps = &device.path.steps;
     let parent = directory(root, &steps[..steps.len().saturating_sub(1)], Resolve::InRoot)?;
     let name = base_name(device.path.path());
+    if let Some(provided) = provided {
+        return attach_node(parent.as_fd(), name, &provided);
+    }
     node(parent.as_fd(), name, device.mode, device.device)?;
     path::change_owner(parent.as_fd(), name, device.uid, Some(device.gid))
 }
@@ -247,16 +375,10 @@ fn make_readonly(root: &OwnedFd, name: &CStr) -> nix::Result<()> {
 }
 
 /// Hides a file behind the agent's null device, a directory behind its empty directory.
-fn mask(plan: &InitPlan<'_>, root: &OwnedFd, name: &CStr) -> nix::Result<()> {
-    let Some(target) = existing(root, name)? else { return Ok(()) };
+fn mask(base: &Base, name: &CStr) -> nix::Result<()> {
+    let Some(target) = existing(&base.root, name)? else { return Ok(()) };
     let is_directory = path::kind(&path::stat(target.as_fd())?) == libc::S_IFDIR;
-    let cover = path::open(if is_directory { plan.mask_directory } else { plan.mask_file }, libc::O_PATH)?;
-    let stat = path::stat(cover.as_fd())?;
-    let is_right =
-        if is_directory { path::kind(&stat) == libc::S_IFDIR } else { path::is_char_device(&stat, 1, 3) };
-    if !is_right {
-        return Err(Errno::EINVAL);
-    }
+    let cover = if is_directory { &base.mask_directory } else { &base.mask_file };
     let copy = mount::clone_tree(cover.as_fd(), Depth::One)?;
     mount::attach(copy.as_fd(), target.as_fd())
 }

@@ -1,8 +1,10 @@
 //! The whole config.json.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use super::devices::DeviceRules;
+use super::hooks::Hooks;
 use super::mounts::{MountPoint, MountSpec, SharedTmpfs, Source, root_propagation};
 use super::namespaces::{Namespaces, Origin, Statements};
 use super::process::{Console, ProcessSpec};
@@ -10,7 +12,9 @@ use super::resources::Limits;
 use super::scheduling;
 use super::seccomp::SeccompFilter;
 use super::time;
+use super::users::IdMappings;
 use super::{SpecError, c_string, schema};
+use crate::sys::mount::ATTR_RDONLY;
 
 /// A container as its config.json describes it. It always has mount and cgroup namespaces of its own.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Where they come from.
     pub namespaces: Namespaces,
+    /// Its ids, for a user namespace that is not the guest's. One that is its own or the pod's has them.
+    pub users: Option<IdMappings>,
     /// For a time namespace of its own: the offsets of its clocks, as the kernel takes them.
     pub time: Option<Vec<u8>>,
     /// Execution domain, for every process.
@@ -45,6 +51,10 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// Which devices may be used.
     pub device_rules: DeviceRules,
+    /// Those that run here.
+    pub hooks: Hooks,
+    /// For the hooks to read.
+    pub annotations: BTreeMap<String, String>,
     /// For every process.
     pub seccomp: Option<SeccompFilter>,
 }
@@ -87,6 +97,16 @@ impl ContainerSpec {
         })
     }
 
+    /// Whether the container may make cgroups of its own below the one it is given.
+    pub fn delegates_cgroup(&self) -> bool {
+        self.mounts.iter().any(|mount| match &mount.source {
+            Source::New(filesystem) => {
+                filesystem.kind.as_c_str() == c"cgroup2" && !mount.attributes.all_set(ATTR_RDONLY)
+            }
+            Source::Volume(_) | Source::Shared(_) => false,
+        })
+    }
+
     /// Parses config.json, whose seccomp profile comes compiled and whose namespaces' origins are stated beside it. Also returns
     /// remarks for the log.
     pub fn from_json(
@@ -103,7 +123,8 @@ impl ContainerSpec {
         }
         let mut notes = Vec::new();
         let linux = config.linux;
-        refuse_unsupported(&config.hooks, &linux)?;
+        refuse_unsupported(&linux)?;
+        let hooks = Hooks::parse(&config.hooks, &mut notes)?;
         if linux.seccomp.is_some() && seccomp.is_none() {
             return Err(SpecError::unsupported("linux.seccomp", "the agent takes compiled filters only"));
         }
@@ -121,6 +142,7 @@ impl ContainerSpec {
         if !offsets.is_empty() && namespaces.time == Origin::Guest {
             return Err(SpecError::invalid("linux.timeOffsets", "needs a time namespace of its own"));
         }
+        let users = users(&linux, &namespaces)?;
         let process = ProcessSpec::parse(config.process, &mut notes)?;
         let mounts = config.mounts.iter().map(MountSpec::parse).collect::<Result<Vec<_>, _>>()?;
         let has_devpts = mounts.iter().any(|mount| mount.target.path() == c"dev/pts");
@@ -140,6 +162,7 @@ impl ContainerSpec {
                 hostname: name("hostname", &config.hostname)?,
                 domainname: name("domainname", &config.domainname)?,
                 mounts,
+                users,
                 time: (namespaces.time == Origin::Own).then_some(offsets),
                 personality: linux.personality.as_ref().map(scheduling::personality).transpose()?,
                 devices: linux.devices.iter().map(DeviceNode::parse).collect::<Result<_, _>>()?,
@@ -160,6 +183,8 @@ impl ContainerSpec {
                     .transpose()?
                     .unwrap_or_default(),
                 namespaces,
+                hooks,
+                annotations: config.annotations,
                 seccomp,
             },
             notes,
@@ -167,12 +192,24 @@ impl ContainerSpec {
     }
 }
 
-fn refuse_unsupported(hooks: &schema::Hooks, linux: &schema::Linux) -> Result<(), SpecError> {
+/// The mappings, checked against where the user namespace comes from.
+fn users(linux: &schema::Linux, namespaces: &Namespaces) -> Result<Option<IdMappings>, SpecError> {
+    const FIELD: &str = "linux.uidMappings";
+    let users = IdMappings::parse(FIELD, &linux.uid_mappings, &linux.gid_mappings)?;
+    match (&namespaces.user, &users) {
+        (Origin::Guest, Some(_)) => Err(SpecError::invalid(FIELD, "needs a user namespace")),
+        (Origin::Own | Origin::Pod, None) => {
+            Err(SpecError::invalid(FIELD, "a user namespace needs mappings of user and group ids"))
+        }
+        (_, Some(users)) if users.root().is_none() => {
+            Err(SpecError::invalid(FIELD, "user and group 0 of the container must be mapped"))
+        }
+        _ => Ok(users),
+    }
+}
+
+fn refuse_unsupported(linux: &schema::Linux) -> Result<(), SpecError> {
     let present = [
-        ("hooks.createContainer", !hooks.create_container.is_empty()),
-        ("hooks.startContainer", !hooks.start_container.is_empty()),
-        ("linux.uidMappings", !linux.uid_mappings.is_empty()),
-        ("linux.gidMappings", !linux.gid_mappings.is_empty()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
         ("linux.memoryPolicy", linux.memory_policy.is_some()),
     ];

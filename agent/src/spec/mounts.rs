@@ -4,10 +4,11 @@ use std::ffi::CString;
 
 use hull_protocol::agent::{SHARED_TMPFS_MOUNT, VOLUME_MOUNT, is_valid_id};
 
+use super::users::IdMappings;
 use super::{SpecError, c_string, schema};
 use crate::sys::mount::{
     ATTR_ATIME_MASK, ATTR_NOATIME, ATTR_NODEV, ATTR_NODIRATIME, ATTR_NOEXEC, ATTR_NOSUID, ATTR_NOSYMFOLLOW,
-    ATTR_RDONLY, ATTR_STRICTATIME,
+    ATTR_RDONLY, ATTR_STRICTATIME, Depth,
 };
 
 const FIELD: &str = "mounts";
@@ -19,10 +20,51 @@ pub struct MountSpec {
     pub target: MountPoint,
     /// What.
     pub source: Source,
-    /// `MOUNT_ATTR_*`.
-    pub attributes: u64,
-    /// `MS_PRIVATE` and so on for this mount, 0 for the default.
+    /// Of this mount.
+    pub attributes: Attributes,
+    /// Of this mount and those below it.
+    pub deep_attributes: Attributes,
+    /// `MS_PRIVATE` and so on for this mount, 0 for the default; with `MS_REC`, also for those below it.
     pub propagation: u64,
+    /// For what is bound: with what is mounted below it, or without.
+    pub depth: Depth,
+    /// For what is bound: whose files they are shown to be.
+    pub ids: Option<IdMapped>,
+}
+
+/// A change of `MOUNT_ATTR_*`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// What is raised, after `clear` is lowered.
+    pub set: u64,
+    /// What is lowered first.
+    pub clear: u64,
+}
+
+impl Attributes {
+    fn change(&mut self, clear: u64, set: u64) {
+        self.set = (self.set & !clear) | set;
+        self.clear = (self.clear & !set) | clear;
+    }
+
+    /// Whether nothing is changed.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Whether all of these are raised.
+    pub fn all_set(self, attributes: u64) -> bool {
+        self.set & attributes == attributes
+    }
+}
+
+/// The ids of a mount that differ from those of the file system (mount_setattr(2), ID-mapped mounts).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMapped {
+    /// `None`: those of the container's user namespace.
+    pub mappings: Option<IdMappings>,
+    /// Whether also of the mounts below.
+    pub depth: Depth,
 }
 
 /// What is mounted.
@@ -34,6 +76,15 @@ pub enum Source {
     Volume(CString),
     /// A tmpfs that the pod's containers share.
     Shared(SharedTmpfs),
+}
+
+/// What a new file system has in it at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// What it has by itself.
+    Own,
+    /// A copy of what the image has where it is mounted.
+    Copied,
 }
 
 /// A tmpfs of the pod.
@@ -54,6 +105,8 @@ pub struct Filesystem {
     pub source: CString,
     /// Options of the file system itself; without a value they are flags.
     pub options: Vec<(CString, Option<CString>)>,
+    /// What is in it at first.
+    pub content: Content,
 }
 
 impl Filesystem {
@@ -105,15 +158,9 @@ impl MountSpec {
     pub(super) fn parse(mount: &schema::Mount) -> Result<Self, SpecError> {
         let at = &mount.destination;
         let target = MountPoint::parse(FIELD, at)?;
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(SpecError::unsupported(
-                FIELD,
-                format!("{at}: id-mapped mounts are not supported by this agent"),
-            ));
-        }
-        let is_bind =
-            mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind");
-        if is_bind {
+        let is_bind = mount.options.iter().any(|option| option == "bind" || option == "rbind");
+        let is_shared = matches!(mount.kind.as_str(), VOLUME_MOUNT | SHARED_TMPFS_MOUNT);
+        if mount.kind == "bind" || (is_bind && !is_shared) {
             return Err(SpecError::unsupported(
                 FIELD,
                 format!(
@@ -136,11 +183,17 @@ impl MountSpec {
                 ));
             }
         };
-        let Options { attributes, propagation, data } = Options::parse(mount)?;
+        let options = Options::parse(mount)?;
+        if options.ids.is_some() {
+            return Err(SpecError::invalid(FIELD, format!("{at}: only bind mounts can map ids")));
+        }
         let source = if mount.source.is_empty() { kind } else { &mount.source };
-        let filesystem =
-            Filesystem { kind: c_string(FIELD, kind)?, source: c_string(FIELD, source)?, options: data };
-        Ok(Self { target, source: Source::New(filesystem), attributes, propagation })
+        let (kind, source) = (c_string(FIELD, kind)?, c_string(FIELD, source)?);
+        if options.content == Content::Copied && kind.as_c_str() != c"tmpfs" {
+            return Err(SpecError::invalid(FIELD, format!("{at}: tmpcopyup is for a tmpfs")));
+        }
+        let content = options.content;
+        Ok(options.of(target, |data| Source::New(Filesystem { kind, source, options: data, content })))
     }
 
     fn volume(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
@@ -148,16 +201,18 @@ impl MountSpec {
         if matches!(name, "" | "." | "..") || name.contains('/') {
             return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a volume")));
         }
-        let Options { attributes, propagation, data } = Options::parse(mount)?;
-        if let Some((option, _)) = data.first() {
+        let mut options = Options::parse(mount)?;
+        if let Some((option, _)) = options.data.first() {
             return Err(SpecError::unsupported(
                 FIELD,
                 format!("{}: option {option:?} is not supported for a volume", mount.destination),
             ));
         }
-        let source = Source::Volume(c_string(FIELD, name)?);
         // A device of the host's is not the guest's device of the same number.
-        Ok(Self { target, source, attributes: attributes | ATTR_NODEV, propagation })
+        options.attributes.change(0, ATTR_NODEV);
+        options.deep_attributes.clear &= !ATTR_NODEV;
+        let name = c_string(FIELD, name)?;
+        Ok(options.of(target, |_| Source::Volume(name)))
     }
 }
 
@@ -167,37 +222,59 @@ impl MountSpec {
         if !is_valid_id(name) {
             return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a shared tmpfs")));
         }
-        let Options { attributes, propagation, data } = Options::parse(mount)?;
+        let options = Options::parse(mount)?;
         let known = [c"size", c"mode", c"nr_inodes", c"uid", c"gid"];
         let at = &mount.destination;
-        if let Some((option, _)) = data.iter().find(|(key, _)| !known.contains(&key.as_c_str())) {
+        if let Some((option, _)) = options.data.iter().find(|(key, _)| !known.contains(&key.as_c_str())) {
             return Err(SpecError::unsupported(
                 FIELD,
                 format!("{at}: option {option:?} is not supported for a shared tmpfs"),
             ));
         }
-        if !data.iter().any(|(key, _)| key.as_c_str() == c"size") {
+        if !options.data.iter().any(|(key, _)| key.as_c_str() == c"size") {
             return Err(SpecError::invalid(FIELD, format!("{at}: a shared tmpfs needs a size")));
         }
-        let source = Source::Shared(SharedTmpfs { name: c_string(FIELD, name)?, options: data });
-        Ok(Self { target, source, attributes, propagation })
+        let name = c_string(FIELD, name)?;
+        Ok(options.of(target, |data| Source::Shared(SharedTmpfs { name, options: data })))
     }
 }
 
 /// The `options` of a mount, sorted.
 struct Options {
-    attributes: u64,
+    attributes: Attributes,
+    deep_attributes: Attributes,
     propagation: u64,
+    depth: Depth,
+    ids: Option<IdMapped>,
+    content: Content,
     /// For the file system.
     data: Vec<(CString, Option<CString>)>,
 }
 
 impl Options {
     fn parse(mount: &schema::Mount) -> Result<Self, SpecError> {
-        let mut sorted = Self { attributes: 0, propagation: 0, data: Vec::new() };
+        let none = Attributes::default();
+        let mappings = IdMappings::parse(FIELD, &mount.uid_mappings, &mount.gid_mappings)?;
+        let mut sorted = Self {
+            attributes: none,
+            deep_attributes: none,
+            propagation: 0,
+            depth: Depth::One,
+            ids: mappings
+                .as_ref()
+                .map(|mappings| IdMapped { mappings: Some(mappings.clone()), depth: Depth::One }),
+            content: Content::Own,
+            data: Vec::new(),
+        };
         for option in &mount.options {
             match Meaning::of(option) {
-                Meaning::Attribute { clear, set } => sorted.attributes = (sorted.attributes & !clear) | set,
+                Meaning::Attribute { clear, set } => sorted.attributes.change(clear, set),
+                Meaning::DeepAttribute { clear, set } => sorted.deep_attributes.change(clear, set),
+                Meaning::Bind(depth) => sorted.depth = depth,
+                Meaning::CopyUp => sorted.content = Content::Copied,
+                Meaning::IdMapped(depth) => {
+                    sorted.ids = Some(IdMapped { mappings: mappings.clone(), depth });
+                }
                 Meaning::Propagation(flags) => sorted.propagation = flags,
                 Meaning::Default => {}
                 Meaning::Unsupported => {
@@ -215,6 +292,15 @@ impl Options {
         }
         Ok(sorted)
     }
+
+    fn of(
+        self,
+        target: MountPoint,
+        source: impl FnOnce(Vec<(CString, Option<CString>)>) -> Source,
+    ) -> MountSpec {
+        let Self { attributes, deep_attributes, propagation, depth, ids, data, content: _ } = self;
+        MountSpec { target, source: source(data), attributes, deep_attributes, propagation, depth, ids }
+    }
 }
 
 /// What one word of `options` means.
@@ -224,7 +310,14 @@ enum Meaning {
         clear: u64,
         set: u64,
     },
+    DeepAttribute {
+        clear: u64,
+        set: u64,
+    },
     Propagation(u64),
+    Bind(Depth),
+    CopyUp,
+    IdMapped(Depth),
     /// What a new mount is anyway.
     Default,
     /// For the file system.
@@ -234,27 +327,39 @@ enum Meaning {
 
 impl Meaning {
     fn of(option: &str) -> Self {
-        let set = |attribute| Self::Attribute { clear: 0, set: attribute };
-        let clear = |attribute| Self::Attribute { clear: attribute, set: 0 };
-        let atime = |mode| Self::Attribute { clear: ATTR_ATIME_MASK, set: mode };
+        let attribute = |word: &str| {
+            Some(match word {
+                "ro" => (0, ATTR_RDONLY),
+                "rw" => (ATTR_RDONLY, 0),
+                "nosuid" => (0, ATTR_NOSUID),
+                "suid" => (ATTR_NOSUID, 0),
+                "nodev" => (0, ATTR_NODEV),
+                "dev" => (ATTR_NODEV, 0),
+                "noexec" => (0, ATTR_NOEXEC),
+                "exec" => (ATTR_NOEXEC, 0),
+                "nodiratime" => (0, ATTR_NODIRATIME),
+                "diratime" => (ATTR_NODIRATIME, 0),
+                "nosymfollow" => (0, ATTR_NOSYMFOLLOW),
+                "symfollow" => (ATTR_NOSYMFOLLOW, 0),
+                "noatime" => (ATTR_ATIME_MASK, ATTR_NOATIME),
+                "strictatime" => (ATTR_ATIME_MASK, ATTR_STRICTATIME),
+                "relatime" | "atime" | "nostrictatime" | "norelatime" => (ATTR_ATIME_MASK, 0),
+                _ => return None,
+            })
+        };
+        if let Some((clear, set)) = attribute(option) {
+            return Self::Attribute { clear, set };
+        }
+        // Each of them exists with an `r` before it, for the mounts below too.
+        if let Some((clear, set)) = option.strip_prefix('r').and_then(attribute) {
+            return Self::DeepAttribute { clear, set };
+        }
         match option {
-            // A new file system has nothing mounted below it, so the recursive forms mean the same.
-            "ro" | "rro" => set(ATTR_RDONLY),
-            "rw" | "rrw" => clear(ATTR_RDONLY),
-            "nosuid" | "rnosuid" => set(ATTR_NOSUID),
-            "suid" | "rsuid" => clear(ATTR_NOSUID),
-            "nodev" | "rnodev" => set(ATTR_NODEV),
-            "dev" | "rdev" => clear(ATTR_NODEV),
-            "noexec" | "rnoexec" => set(ATTR_NOEXEC),
-            "exec" | "rexec" => clear(ATTR_NOEXEC),
-            "nodiratime" | "rnodiratime" => set(ATTR_NODIRATIME),
-            "diratime" | "rdiratime" => clear(ATTR_NODIRATIME),
-            "nosymfollow" | "rnosymfollow" => set(ATTR_NOSYMFOLLOW),
-            "symfollow" | "rsymfollow" => clear(ATTR_NOSYMFOLLOW),
-            "noatime" | "rnoatime" => atime(ATTR_NOATIME),
-            "strictatime" | "rstrictatime" => atime(ATTR_STRICTATIME),
-            "relatime" | "rrelatime" | "atime" | "ratime" | "nostrictatime" | "rnostrictatime"
-            | "norelatime" | "rnorelatime" => atime(0),
+            "bind" => Self::Bind(Depth::One),
+            "rbind" => Self::Bind(Depth::Recursive),
+            "tmpcopyup" => Self::CopyUp,
+            "idmap" => Self::IdMapped(Depth::One),
+            "ridmap" => Self::IdMapped(Depth::Recursive),
             "private" => Self::Propagation(libc::MS_PRIVATE),
             "rprivate" => Self::Propagation(libc::MS_PRIVATE | libc::MS_REC),
             "shared" => Self::Propagation(libc::MS_SHARED),
@@ -263,10 +368,8 @@ impl Meaning {
             "rslave" => Self::Propagation(libc::MS_SLAVE | libc::MS_REC),
             "unbindable" => Self::Propagation(libc::MS_UNBINDABLE),
             "runbindable" => Self::Propagation(libc::MS_UNBINDABLE | libc::MS_REC),
-            "defaults" | "async" | "loud" | "nomand" | "noiversion" => Self::Default,
-            "remount" | "tmpcopyup" | "idmap" | "ridmap" | "mand" | "iversion" | "acl" | "noacl" => {
-                Self::Unsupported
-            }
+            "defaults" | "async" | "loud" | "silent" | "nomand" | "noiversion" => Self::Default,
+            "remount" | "mand" | "iversion" | "acl" | "noacl" => Self::Unsupported,
             _ => Self::Data,
         }
     }

@@ -47,6 +47,7 @@ pub struct Statements {
     ipc: Option<Origin>,
     uts: Option<Origin>,
     pid: Option<Origin>,
+    user: Option<Origin>,
 }
 
 impl Statements {
@@ -57,6 +58,7 @@ impl Statements {
             ipc: origin(namespaces.ipc.as_ref())?,
             uts: origin(namespaces.uts.as_ref())?,
             pid: origin(namespaces.pid.as_ref())?,
+            user: origin(namespaces.user.as_ref())?,
         })
     }
 
@@ -65,6 +67,7 @@ impl Statements {
             "ipc" => self.ipc.as_ref(),
             "uts" => self.uts.as_ref(),
             "pid" => self.pid.as_ref(),
+            "user" => self.user.as_ref(),
             _ => None,
         }
     }
@@ -83,6 +86,8 @@ pub struct Namespaces {
     pub pid: Origin,
     /// Own or the guest's.
     pub time: Origin,
+    /// Users and groups.
+    pub user: Origin,
 }
 
 impl Namespaces {
@@ -91,13 +96,7 @@ impl Namespaces {
         for namespace in list {
             let kind = namespace.kind.as_str();
             match kind {
-                "pid" | "mount" | "network" | "ipc" | "uts" | "cgroup" | "time" => {}
-                "user" => {
-                    return Err(SpecError::unsupported(
-                        FIELD,
-                        format!("a {kind} namespace is not supported by this agent"),
-                    ));
-                }
+                "pid" | "mount" | "network" | "ipc" | "uts" | "cgroup" | "time" | "user" => {}
                 other => return Err(SpecError::invalid(FIELD, format!("{other:?} is not a namespace"))),
             }
             if !namespace.path.is_empty() && statements.of(kind).is_none() {
@@ -128,6 +127,7 @@ impl Namespaces {
             uts: origin("uts"),
             pid: origin("pid"),
             time: origin("time"),
+            user: origin("user"),
         })
     }
 }

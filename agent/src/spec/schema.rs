@@ -20,6 +20,8 @@ pub struct Config {
     pub mounts: Vec<Mount>,
     #[serde(default)]
     pub hooks: Hooks,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     pub linux: Linux,
 }
 
@@ -33,9 +35,27 @@ pub struct Root {
 #[serde(rename_all = "camelCase")]
 pub struct Hooks {
     #[serde(default)]
-    pub create_container: Vec<Value>,
+    pub prestart: Vec<Value>,
     #[serde(default)]
-    pub start_container: Vec<Value>,
+    pub create_runtime: Vec<Value>,
+    #[serde(default)]
+    pub create_container: Vec<Hook>,
+    #[serde(default)]
+    pub start_container: Vec<Hook>,
+    #[serde(default)]
+    pub poststart: Vec<Value>,
+    #[serde(default)]
+    pub poststop: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+pub struct Hook {
+    pub path: String,
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<String>,
+    pub timeout: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -162,9 +182,9 @@ pub struct Mount {
     #[serde(default)]
     pub options: Vec<String>,
     #[serde(default)]
-    pub uid_mappings: Vec<Value>,
+    pub uid_mappings: Vec<IdMapping>,
     #[serde(default)]
-    pub gid_mappings: Vec<Value>,
+    pub gid_mappings: Vec<IdMapping>,
 }
 
 #[derive(Deserialize)]
@@ -173,9 +193,9 @@ pub struct Linux {
     #[serde(default)]
     pub namespaces: Vec<Namespace>,
     #[serde(default)]
-    pub uid_mappings: Vec<Value>,
+    pub uid_mappings: Vec<IdMapping>,
     #[serde(default)]
-    pub gid_mappings: Vec<Value>,
+    pub gid_mappings: Vec<IdMapping>,
     #[serde(default)]
     pub time_offsets: BTreeMap<String, TimeOffset>,
     #[serde(default)]
@@ -197,6 +217,15 @@ pub struct Linux {
     pub intel_rdt: Option<Value>,
     pub memory_policy: Option<Value>,
     pub personality: Option<Personality>,
+}
+
+#[derive(Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    pub size: u32,
 }
 
 #[derive(Deserialize)]

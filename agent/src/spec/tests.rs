@@ -44,7 +44,7 @@ fn volumes_are_named_and_never_have_devices() {
     let spec = volume("0", json!(["ro", "nosuid", "dev", "rprivate"])).unwrap();
     assert!(spec.uses_volumes());
     assert!(matches!(&spec.mounts[0].source, Source::Volume(name) if name.as_c_str() == c"0"));
-    assert_eq!(spec.mounts[0].attributes, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV);
+    assert_eq!(spec.mounts[0].attributes.set, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV);
     for bad in ["", ".", "..", "a/b", "/", "../0"] {
         let error = volume(bad, json!([])).unwrap_err().to_string();
         assert!(error.contains("mounts") && error.contains("volume"), "{error}");
@@ -84,20 +84,16 @@ fn unknown_properties_are_ignored() {
 
 #[test]
 fn what_cannot_be_honoured_is_an_error_that_names_the_field() {
-    let user = json!([{"type": "pid"}, {"type": "mount"}, {"type": "user"}]);
     let joined = json!([{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "mount"}]);
     for (pointer, value, field) in [
         ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"}), "linux.seccomp"),
-        ("linux.uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "linux.uidMappings"),
-        ("linux.namespaces", user, "linux.namespaces"),
         ("linux.namespaces", joined, "linux.namespaces"),
         ("linux.namespaces", json!([{"type": "mount"}]), "linux.namespaces"),
         ("linux.personality", json!({"domain": "LINUX", "flags": ["X"]}), "linux.personality"),
-        ("hooks.startContainer", json!([{"path": "/x"}]), "hooks.startContainer"),
         ("mounts", json!([{"destination": "/d", "type": "bind", "source": "/s"}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "source": "/s", "options": ["rbind"]}]), "mounts"),
         ("mounts", json!([{"destination": "/d", "type": "nfs"}]), "mounts"),
-        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}]), "mounts"),
+        ("mounts", json!([{"destination": "/d", "type": "tmpfs", "options": ["remount"]}]), "mounts"),
         ("ociVersion", json!("2.0.0"), "ociVersion"),
     ] {
         let error = parse(&with(pointer, value)).unwrap_err();
@@ -184,8 +180,8 @@ fn mount_options_are_sorted_into_attributes_and_data() {
     let mounts = json!([{"destination": "//a/./b/../c", "type": "tmpfs", "options": options}]);
     let spec = parse(&with("mounts", mounts)).unwrap();
     let mount = &spec.mounts[0];
-    assert_eq!(mount.attributes, ATTR_NOSUID | ATTR_NODEV | ATTR_STRICTATIME);
-    assert_eq!(mount.attributes & ATTR_RDONLY, 0);
+    assert_eq!(mount.attributes.set, ATTR_NOSUID | ATTR_NODEV | ATTR_STRICTATIME);
+    assert_eq!(mount.attributes.set & ATTR_RDONLY, 0);
     assert_eq!(mount.propagation, libc::MS_SLAVE | libc::MS_REC);
     let data: Vec<_> = filesystem(mount).options.iter().map(|(key, _)| key.to_str().unwrap()).collect();
     assert_eq!(data, ["size", "nr_inodes", "flag"]);
@@ -273,4 +269,69 @@ fn a_shared_tmpfs_has_a_name_and_a_size() {
     }
     assert!(shared("shm", json!([])).unwrap_err().to_string().contains("size"));
     assert!(shared("shm", json!(["size=1k", "huge=always"])).unwrap_err().to_string().contains("huge"));
+}
+
+#[test]
+fn ids_of_a_user_namespace_are_checked() {
+    let map = |inside: u32, outside: u32, count: u32| json!([{"containerID": inside, "hostID": outside, "size": count}]);
+    let spec = |namespaces: Value, users: Value, groups: Value| {
+        let mut spec = with("linux.namespaces", namespaces);
+        spec["linux"]["uidMappings"] = users;
+        spec["linux"]["gidMappings"] = groups;
+        parse(&spec)
+    };
+    let own = || json!([{"type": "pid"}, {"type": "mount"}, {"type": "user"}]);
+    let good = spec(own(), map(0, 100_000, 65536), map(0, 200_000, 10)).unwrap();
+    let users = good.users.unwrap();
+    assert_eq!((good.namespaces.user, users.root()), (Origin::Own, Some((100_000, 200_000))));
+    assert_eq!((users.users.outside(65535), users.users.outside(65536)), (Some(165_535), None));
+    assert_eq!(users.groups.lines(), "0 200000 10\n");
+    let overlapping = json!([
+        {"containerID": 0, "hostID": 100, "size": 10}, {"containerID": 20, "hostID": 109, "size": 10}]);
+    for (namespaces, users, groups) in [
+        (own(), json!([]), json!([])),
+        (own(), map(0, 1, 1), json!([])),
+        (own(), map(1, 1, 1), map(0, 1, 1)),
+        (own(), map(0, 1, 0), map(0, 1, 1)),
+        (own(), map(0, u32::MAX, 2), map(0, 1, 1)),
+        (own(), overlapping, map(0, 1, 1)),
+        (json!([{"type": "pid"}, {"type": "mount"}]), map(0, 1, 1), map(0, 1, 1)),
+    ] {
+        let error = spec(namespaces, users, groups).unwrap_err();
+        assert!(matches!(error, SpecError::Invalid { field: "linux.uidMappings", .. }), "{error}");
+    }
+}
+
+#[test]
+fn attributes_of_a_mount_are_its_own_or_also_of_those_below() {
+    use crate::sys::mount::{ATTR_ATIME_MASK, ATTR_NOATIME, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Depth};
+    let volume = |options: Value| {
+        let mount = json!({"destination": "/d", "type": "hull-volume", "source": "0", "options": options});
+        parse(&with("mounts", json!([mount]))).unwrap().mounts.remove(0)
+    };
+    let mount = volume(json!(["rbind", "rro", "rnosuid", "rsuid", "noatime", "rw", "rslave"]));
+    assert_eq!(
+        (mount.attributes.set, mount.attributes.clear),
+        (ATTR_NOATIME | ATTR_NODEV, ATTR_ATIME_MASK | ATTR_RDONLY)
+    );
+    assert_eq!((mount.deep_attributes.set, mount.deep_attributes.clear), (ATTR_RDONLY, ATTR_NOSUID));
+    assert_eq!((mount.depth, mount.propagation), (Depth::Recursive, libc::MS_SLAVE | libc::MS_REC));
+    // What the host has is no device here, whatever is asked for.
+    let mount = volume(json!(["dev", "rdev"]));
+    assert_eq!(
+        (mount.attributes.set, mount.attributes.clear, mount.deep_attributes.clear),
+        (ATTR_NODEV, 0, 0)
+    );
+    assert_eq!(volume(json!(["ridmap"])).ids, Some(IdMapped { mappings: None, depth: Depth::Recursive }));
+}
+
+#[test]
+fn hooks_of_the_host_are_passed_over_with_a_remark() {
+    let spec =
+        with("hooks", json!({"prestart": [{"path": "/a"}], "poststop": [{"path": "/b"}, {"path": "/c"}]}));
+    let parsed = ContainerSpec::from_json(spec.to_string().as_bytes(), None, &Statements::default());
+    let (spec, notes) = parsed.unwrap();
+    assert!(spec.hooks.create_container.is_empty() && spec.hooks.start_container.is_empty());
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[1].contains("2 poststop hooks"), "{notes:?}");
 }

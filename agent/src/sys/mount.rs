@@ -22,6 +22,8 @@ pub const ATTR_NOATIME: u64 = 0x10;
 pub const ATTR_STRICTATIME: u64 = 0x20;
 /// `MOUNT_ATTR_NODIRATIME`.
 pub const ATTR_NODIRATIME: u64 = 0x80;
+/// `MOUNT_ATTR_IDMAP`.
+const ATTR_IDMAP: u64 = 0x10_0000;
 /// `MOUNT_ATTR_NOSYMFOLLOW`.
 pub const ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
 
@@ -140,6 +142,12 @@ pub fn set_attributes(fd: BorrowedFd<'_>, depth: Depth, attr: &MountAttr) -> nix
         )
     })?;
     Ok(())
+}
+
+/// Makes a detached mount show its files to belong to the ids that user namespace `user` maps theirs to.
+pub fn map_ids(fd: BorrowedFd<'_>, depth: Depth, user: BorrowedFd<'_>) -> nix::Result<()> {
+    let userns_fd = u64::from(user.as_raw_fd().cast_unsigned());
+    set_attributes(fd, depth, &MountAttr { set: ATTR_IDMAP, userns_fd, ..MountAttr::default() })
 }
 
 /// mount(2), for the few things it says more simply than the API above.

@@ -169,6 +169,62 @@ pub fn write_control(fd: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()> {
     if usize::try_from(written) == Ok(data.len()) { Ok(()) } else { Err(Errno::EIO) }
 }
 
+/// getdents64(2): some entries of a directory, none at its end.
+pub fn read_directory<'b>(directory: BorrowedFd<'_>, buffer: &'b mut [u8]) -> nix::Result<&'b [u8]> {
+    // SAFETY: the buffer and its length belong together.
+    let length = check(unsafe {
+        libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+    })?;
+    buffer.get(..usize::try_from(length).unwrap_or(0)).ok_or(Errno::EINVAL)
+}
+
+/// Takes the name of the first of `entries` ([`read_directory`]).
+pub fn next_entry<'b>(entries: &mut &'b [u8]) -> Option<&'b CStr> {
+    /// Of `struct linux_dirent64`: where the entry's length is, and the name.
+    const LENGTH: usize = 16;
+    const NAME: usize = 19;
+    let length = u16::from_ne_bytes([*entries.get(LENGTH)?, *entries.get(LENGTH + 1)?]);
+    let (entry, rest) = entries.split_at_checked(usize::from(length))?;
+    *entries = rest;
+    CStr::from_bytes_until_nul(entry.get(NAME..)?).ok()
+}
+
+/// Copies the whole of a file (sendfile(2)).
+pub fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> nix::Result<()> {
+    const AT_ONCE: usize = 1 << 20;
+    loop {
+        // SAFETY: two descriptors; the file's own offset is used.
+        let copied =
+            check(unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), ptr::null_mut(), AT_ONCE) }
+                as libc::c_long)?;
+        if copied == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// memfd_create(2): a file without a name, closed at exec.
+pub fn memory_file(name: &CStr) -> nix::Result<OwnedFd> {
+    // SAFETY: a NUL-terminated name.
+    owned(libc::c_long::from(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }))
+}
+
+/// lseek(2) to the beginning.
+pub fn rewind(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: integers.
+    check(unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_SET) })?;
+    Ok(())
+}
+
+/// readlinkat(2): the length of the target, of which `buffer` gets as much as fits.
+pub fn read_link(directory: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: a NUL-terminated name; the buffer and its length belong together.
+    let length = check(unsafe {
+        libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+    } as libc::c_long)?;
+    usize::try_from(length).map_err(|_| Errno::EINVAL)
+}
+
 /// The magic number of the file system that `fd` is on (statfs(2)).
 pub fn filesystem_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     // SAFETY: all-zero bytes are a valid `statfs`, which the kernel then fills.

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -19,7 +20,7 @@ pub enum Cloned {
 
 /// clone3(2) without shared memory: a fork, with namespaces `flags` (`CLONE_NEW*`), into cgroup directory `cgroup`.
 ///
-/// Signal handlers are reset in the child.
+/// Signal handlers are reset in the child. With `CLONE_PARENT` it is the caller's sibling.
 ///
 /// # Safety
 /// The child must not return from the function that called this: it has copies of everything that the parent owns, so it
@@ -32,7 +33,10 @@ pub unsafe fn clone(flags: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> nix::
     let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
     args.flags = u64::from((flags | libc::CLONE_PIDFD).cast_unsigned()) | CLONE_CLEAR_SIGHAND;
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    // A sibling's parent is told in the way that the caller's is.
+    if flags & libc::CLONE_PARENT == 0 {
+        args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
@@ -141,6 +145,21 @@ pub fn wait(children: Children<'_>) -> nix::Result<Option<(libc::pid_t, Ended)>>
         };
         Ok(Some((info.si_pid(), ended)))
     }
+}
+
+/// Waits for the end of the process behind `pidfd`, no longer than `limit`: whether it has ended. It stays to be reaped.
+pub fn wait_until_ended(pidfd: BorrowedFd<'_>, limit: Duration) -> nix::Result<bool> {
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: one structure, which outlives the call. Every signal has its default action, so none interrupts it and returns.
+    let ready = check(libc::c_long::from(unsafe { libc::poll(&raw mut poll, 1, limit) }))?;
+    Ok(ready > 0)
+}
+
+/// Waits for the end of the child behind `pidfd`, and reaps it.
+pub fn wait_for(pidfd: BorrowedFd<'_>) -> nix::Result<Ended> {
+    wait_until_ended(pidfd, Duration::MAX)?;
+    Ok(wait(Children::Take(pidfd))?.map_or(Ended::Killed(libc::SIGKILL), |(_, ended)| ended))
 }
 
 /// Ends the calling process at once, without destructors.
@@ -268,6 +287,16 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the structure outlives the call.
     check(libc::c_long::from(unsafe { libc::setrlimit(resource, &raw const limit) }))?;
+    Ok(())
+}
+
+/// prlimit(2) of another process.
+pub fn set_limit_of(pid: libc::pid_t, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the structure outlives the call; the old limit is not asked for.
+    check(unsafe {
+        libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, ptr::null_mut::<libc::rlimit64>())
+    })?;
     Ok(())
 }
 

@@ -27,29 +27,29 @@ pub struct SchedulerAttributes {
 /// A set of up to 1024 processors, one bit each.
 pub type CpuSet = [u64; 16];
 
-/// Sets the calling process's scheduling policy.
-pub fn set_scheduler(attributes: &SchedulerAttributes) -> nix::Result<()> {
+/// Sets a process's scheduling policy; 0 is the caller.
+pub fn set_scheduler(pid: libc::pid_t, attributes: &SchedulerAttributes) -> nix::Result<()> {
     #[allow(clippy::cast_possible_truncation, reason = "48 bytes")]
     let attributes = SchedulerAttributes { size: size_of::<SchedulerAttributes>() as u32, ..*attributes };
     // SAFETY: the structure says its own size.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attributes, 0) })?;
     Ok(())
 }
 
-/// Sets the calling process's I/O priority: the class in the upper three bits of 16, the level in the lower 13.
-pub fn set_io_priority(priority: u16) -> nix::Result<()> {
+/// Sets a process's I/O priority; 0 is the caller: the class in the upper three bits of 16, the level in the lower 13.
+pub fn set_io_priority(pid: libc::pid_t, priority: u16) -> nix::Result<()> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     // SAFETY: integers.
     check(unsafe {
-        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, libc::c_int::from(priority))
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, pid, libc::c_int::from(priority))
     })?;
     Ok(())
 }
 
-/// Sets on which processors the calling process may run.
-pub fn set_affinity(cpus: &CpuSet) -> nix::Result<()> {
+/// Sets on which processors a process may run; 0 is the caller.
+pub fn set_affinity(pid: libc::pid_t, cpus: &CpuSet) -> nix::Result<()> {
     // SAFETY: the set and its size belong together.
-    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of::<CpuSet>(), cpus.as_ptr()) })?;
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, pid, size_of::<CpuSet>(), cpus.as_ptr()) })?;
     Ok(())
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hull_protocol::agent::api::agent::{
     ConfigurePodRequest, ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateExecRequest,
-    ExitStatus, InfoRequest, InfoResponse, ProcessRequest, ResizeTerminalRequest, ShutdownRequest,
-    SignalProcessRequest, SlotRequest, UpdateContainerRequest,
+    ExitStatus, InfoRequest, InfoResponse, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest,
+    ShutdownRequest, SignalProcessRequest, SlotRequest, UpdateContainerRequest,
 };
 use hull_protocol::agent::api::agent_ttrpc::AgentClient;
 use tokio::net::UnixStream;
@@ -209,6 +209,14 @@ impl Agent {
         let request = SlotRequest { slot: slot.into(), ..SlotRequest::default() };
         let answer = self.client.unbind_slot(Context::default(), &request);
         self.call("UnbindSlot", Some(DEADLINE), answer).await.map(drop)
+    }
+
+    /// Starts processors that the guest did not start when it booted, until so many run.
+    #[cfg_attr(not(test), expect(dead_code, reason = "pods start with all their processors, for now"))]
+    pub async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
+        let request = OnlineCpusRequest { count: count.into(), ..OnlineCpusRequest::default() };
+        let answer = self.client.online_cpus(Context::default(), &request);
+        self.call("OnlineCpus", Some(DEADLINE), answer).await.map(drop)
     }
 
     /// Ends the guest in good order. The VM's end is the answer as good as any other.

@@ -98,6 +98,7 @@ impl Pod {
         let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
         let spec = VmSpec {
             vcpus: config.shape.vcpus,
+            online_vcpus: config.shape.vcpus,
             memory_mib: config.shape.memory_mib,
             disks: rootfs.open()?,
             volumes: config.volumes.clone(),

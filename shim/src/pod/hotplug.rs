@@ -62,8 +62,9 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use containerd_shim_protos::protobuf::MessageField;
+    use hull_protocol::agent::API_VERSION;
     use hull_protocol::agent::api::agent::rootfs::Lower;
-    use hull_protocol::agent::api::agent::{CreateContainerRequest, ErofsDisk, Rootfs};
+    use hull_protocol::agent::api::agent::{CreateContainerRequest, ErofsDisk, InfoRequest, Rootfs};
     use hull_protocol::vmm::{DiskAccess, DiskDiscard, DiskExtent, RateLimits};
 
     use super::*;
@@ -113,7 +114,8 @@ mod tests {
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let spec = VmSpec {
-                vcpus: 1,
+                vcpus: 4,
+                online_vcpus: 1,
                 memory_mib: 256,
                 disks: vec![disk("first")],
                 volumes: Vec::new(),
@@ -128,6 +130,15 @@ mod tests {
                 .await
                 .unwrap();
             assert!(has_disk(&vm, "first").await);
+            for (count, running) in [(1, 1), (3, 3), (2, 3), (4, 4)] {
+                vm.agent.online_cpus(count).await.unwrap();
+                let request = InfoRequest { api_version: API_VERSION, ..InfoRequest::default() };
+                assert_eq!(vm.agent.info(&request).await.unwrap().online_cpus, running, "{count} asked for");
+            }
+            for count in [0, 5, 33] {
+                let error = vm.agent.online_cpus(count).await.unwrap_err();
+                assert!(matches!(error, AgentError::Refused { .. }), "{count}: {error}");
+            }
             for round in 0..25 {
                 assert!(!has_disk(&vm, "further").await, "round {round}");
                 let first = vm.plug_disk(disk("further")).await.unwrap();

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
 use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
 use hull_protocol::vmm::{
-    Channel, FsCache, FsConfig, JailConfig, MachineConfig, PortConnection, Request, VERSION, VsockConfig,
+    Channel, CpuTemplate, FsCache, FsConfig, JailConfig, MachineConfig, PortConnection, Request, VERSION,
+    VsockConfig,
 };
 use tokio::net::UnixStream;
 
@@ -46,6 +47,8 @@ const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init";
 pub struct VmSpec {
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// How many of them run from the start; others are started by [`Agent::online_cpus`].
+    pub online_vcpus: u8,
     /// Guest memory.
     pub memory_mib: u32,
     /// The disks, open.
@@ -220,6 +223,8 @@ impl Booting {
             monitor.request(Request::Jail(jail), Vec::new()).await?;
             let machine = MachineConfig {
                 vcpus: spec.vcpus,
+                online_vcpus: Some(spec.online_vcpus),
+                cpu: CpuTemplate::Host,
                 memory_mib: spec.memory_mib,
                 kernel_args: KERNEL_ARGS.to_owned(),
                 console_limit_bytes: CONSOLE_LIMIT,

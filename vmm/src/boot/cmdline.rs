@@ -46,9 +46,11 @@ pub struct MmioDevice {
     pub irq: u32,
 }
 
-/// [`BASE`], the devices, then the caller's words, which so can override what comes before.
+/// [`BASE`], the devices, how many vCPUs to start if not all, then the caller's words, which so can override what comes
+/// before.
 pub fn build(
     devices: impl IntoIterator<Item = MmioDevice>,
+    boot_vcpus: Option<u8>,
     args: &KernelArgs,
 ) -> Result<Cmdline, CmdlineError> {
     // Its only failures here are about length: all characters are checked.
@@ -58,6 +60,9 @@ pub fn build(
     for device in devices {
         line.add_virtio_mmio_device(device.size, GuestAddress(device.address), device.irq, None)
             .map_err(too_long)?;
+    }
+    if let Some(count) = boot_vcpus {
+        line.insert("maxcpus", &count.to_string()).map_err(too_long)?;
     }
     let words = args.0.trim_matches(' ');
     if !words.is_empty() {
@@ -84,20 +89,21 @@ mod tests {
         ];
         let args = KernelArgs::try_from(" loglevel=7 ".to_owned()).unwrap();
         assert_eq!(
-            text(&build(devices, &args).unwrap()),
+            text(&build(devices, Some(2), &args).unwrap()),
             format!(
-                "{BASE} virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 loglevel=7"
+                "{BASE} virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 \
+                 maxcpus=2 loglevel=7"
             )
         );
-        assert_eq!(text(&build([], &KernelArgs::default()).unwrap()), BASE);
+        assert_eq!(text(&build([], None, &KernelArgs::default()).unwrap()), BASE);
     }
 
     #[test]
     fn the_limit_is_exact() {
         let fits = CMDLINE_MAX - 1 - BASE.len() - 1;
-        let line = build([], &KernelArgs::try_from("x".repeat(fits)).unwrap()).unwrap();
+        let line = build([], None, &KernelArgs::try_from("x".repeat(fits)).unwrap()).unwrap();
         assert_eq!(text(&line).len(), CMDLINE_MAX - 1);
-        let error = build([], &KernelArgs::try_from("x".repeat(fits + 1)).unwrap()).unwrap_err();
+        let error = build([], None, &KernelArgs::try_from("x".repeat(fits + 1)).unwrap()).unwrap_err();
         assert_eq!(error, CmdlineError::TooLong);
     }
 

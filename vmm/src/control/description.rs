@@ -58,6 +58,11 @@ impl Description {
         if !(1..=VCPUS_MAX).contains(&config.vcpus) {
             return Err(invalid(format!("{} vCPUs are not between 1 and {VCPUS_MAX}", config.vcpus)));
         }
+        let online = config.online_vcpus.unwrap_or(config.vcpus);
+        if !(1..=config.vcpus).contains(&online) {
+            let vcpus = config.vcpus;
+            return Err(invalid(format!("{online} of {vcpus} vCPUs cannot be started at the boot")));
+        }
         let ram = RamSize::from_mib(config.memory_mib).ok_or_else(|| {
             let (mib, min, max) = (config.memory_mib, RamSize::MIN_MIB, RamSize::MAX_MIB);
             invalid(format!("{mib} MiB of memory are not between {min} and {max}"))
@@ -73,6 +78,8 @@ impl Description {
             initramfs: File::from(initramfs),
             console: LogFile::new(File::from(console), config.console_limit_bytes),
             vcpus: config.vcpus,
+            online,
+            cpu: config.cpu,
             ram,
             kernel_args,
         });

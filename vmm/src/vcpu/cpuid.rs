@@ -1,9 +1,15 @@
-//! What CPUID tells the guest: what KVM supports, less nested virtualisation and performance counters, plus the
-//! hypervisor bit, the TSC deadline timer and a topology of one package with one thread a core.
+//! What CPUID tells the guest: what KVM supports, or what of it a [`template`] shows, less nested virtualisation and
+//! performance counters, plus the hypervisor bit, the TSC deadline timer and a topology of one package with one thread a
+//! core.
 
+use hull_protocol::vmm::CpuTemplate;
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 use crate::kvm::KvmError;
+
+mod template;
+
+pub use template::Lacking;
 
 /// `KVM_CPUID_FLAG_SIGNIFCANT_INDEX`: the leaf has sub-leaves.
 const INDEXED: u32 = 1;
@@ -34,11 +40,12 @@ impl Topology {
 }
 
 /// The leaves of one vCPU. `supported` is what KVM offers; its own leaves (0x4000_0000 on) stay.
-pub fn build(supported: &CpuId, topology: Topology) -> Result<CpuId, KvmError> {
+pub fn build(supported: &CpuId, template: CpuTemplate, topology: Topology) -> Result<CpuId, KvmError> {
     let offered = supported.as_slice();
     let is_amd = offered.iter().any(|leaf| leaf.function == 0 && is_amd(leaf));
     let mut leaves: Vec<kvm_cpuid_entry2> =
         offered.iter().filter(|leaf| !matches!(leaf.function, 0xb | 0x1f)).copied().collect();
+    template::apply(template, &mut leaves).map_err(KvmError::Template)?;
     for leaf in &mut leaves {
         adjust(leaf, topology, is_amd);
     }
@@ -127,7 +134,7 @@ mod tests {
             entry(0x8000_0008, 0, [0x30, 0, 0x7007, 0]),
         ];
         let supported = CpuId::from_entries(&offered).unwrap();
-        build(&supported, Topology { id, vcpus }).unwrap().as_slice().to_vec()
+        build(&supported, CpuTemplate::Host, Topology { id, vcpus }).unwrap().as_slice().to_vec()
     }
 
     fn find(leaves: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {

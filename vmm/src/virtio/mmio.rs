@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use hull_protocol::vmm::DeviceStats;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{Activated, DeviceError, Quiet, VirtioDevice};
@@ -35,25 +36,6 @@ const TRANSPORT_FEATURES: u64 = FEATURE_VERSION_1 | FEATURE_INDIRECT | FEATURE_E
 
 /// Failures that are worth a warning; those after them are the guest's hobby.
 const FAILURES_LOGGED: u64 = 8;
-
-/// Counters since the start of the VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceCounters {
-    /// Queue notifications handled; several by the driver may have become one.
-    pub notifications: u64,
-    /// Interrupts raised.
-    pub interrupts: u64,
-    /// Payload bytes moved to the guest.
-    pub bytes_to_guest: u64,
-    /// Payload bytes moved from the guest.
-    pub bytes_from_guest: u64,
-    /// How often the device had to be stopped because the driver broke a rule, or the host failed.
-    pub failures: u64,
-    /// Requests that failed because the host did: an I/O error, a full disk.
-    pub host_errors: u64,
-    /// Register accesses that made no sense in their state or size and were ignored.
-    pub ignored_accesses: u64,
-}
 
 /// A device and its registers.
 pub struct MmioTransport {
@@ -206,9 +188,9 @@ impl MmioTransport {
     }
 
     /// Counters since the start.
-    pub fn counters(&self) -> DeviceCounters {
+    pub fn counters(&self) -> DeviceStats {
         let (bytes_to_guest, bytes_from_guest) = self.device.bytes_moved();
-        DeviceCounters {
+        DeviceStats {
             notifications: self.notifications,
             interrupts: self.interrupt.raised(),
             bytes_to_guest,

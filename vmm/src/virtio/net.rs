@@ -1,17 +1,20 @@
 //! The network device (virtio 1.3 §5.1) over a tap that somebody else opened.
 //!
 //! Frames carry the virtio header both ways (`IFF_VNET_HDR`): large segments and checksums that are not filled in yet go
-//! through as they are, as far as driver and kernel have agreed on it. Nothing here waits and no timer runs: the tap is
-//! watched edge-triggered, and [`rx`] and [`tx`] remember what they could not do yet. What is particular to a rate
-//! limit belongs where a frame is admitted: `Receiver::next_frame` and `tx::send`.
+//! through as they are, as far as driver and kernel have agreed on it. Nothing here waits: the tap is watched
+//! edge-triggered, and [`rx`] and [`tx`] remember what they could not do yet. Where there are limits, each way has its
+//! own, and an alarm; what the limits hold up to the guest waits in the tap, which drops what it has no room for.
 
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::time::Instant;
 
-use hull_protocol::vmm::NetworkConfig;
+use hull_protocol::vmm::{NetworkConfig, RateLimits};
 
 use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::RunningQueue;
+use crate::rate_limiter::{Clock, Throttle};
 
 mod header;
 mod offload;
@@ -129,6 +132,24 @@ pub enum NetError {
         /// Why.
         source: TapError,
     },
+    /// The host gives no timer for the limits.
+    #[error("cannot set up the limits of network {name}")]
+    Limits {
+        /// The network.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A descriptor that the device watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Tap,
+    /// The alarm of the limits on the way in.
+    ToGuest,
+    /// The alarm of the limits on the way out.
+    FromGuest,
 }
 
 impl Net {
@@ -138,20 +159,44 @@ impl Net {
         let Ok([tap]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(NetError::DescriptorCount(count)) };
         let name = check(config)?;
         let tap = Tap::new(tap).map_err(|source| NetError::Tap { name: name.to_owned(), source })?;
-        Ok(Self::over(config, tap))
+        Self::over(config, tap, || Box::new(Instant::now))
     }
 
-    fn over(config: &NetworkConfig, tap: Tap) -> Self {
-        Self {
+    fn over(config: &NetworkConfig, tap: Tap, clock: impl Fn() -> Clock) -> Result<Self, NetError> {
+        let throttle = |limits: &RateLimits| {
+            Throttle::new(limits, clock())
+                .map_err(|source| NetError::Limits { name: config.name.clone(), source })
+        };
+        Ok(Self {
             name: format!("net-{}", config.name),
             mac: config.mac,
             mtu: config.mtu,
             tap,
             link: Link::Up,
-            receiver: Receiver::default(),
-            transmitter: Transmitter::default(),
+            receiver: Receiver::new(throttle(&config.limits.to_guest)?),
+            transmitter: Transmitter::new(throttle(&config.limits.from_guest)?),
             running: None,
+        })
+    }
+
+    /// What is watched, in the order of [`poll_fds`](VirtioDevice::poll_fds).
+    fn sources(&self) -> impl Iterator<Item = (RawFd, Source)> {
+        let alarm = |throttle: Option<&Throttle>, source| throttle.map(|throttle| (throttle.fd(), source));
+        let to_guest = alarm(self.receiver.throttle(), Source::ToGuest);
+        let from_guest = alarm(self.transmitter.throttle(), Source::FromGuest);
+        [(self.tap.poll_fd(), Source::Tap)].into_iter().chain(to_guest).chain(from_guest)
+    }
+
+    fn tap_ready(&mut self) -> Result<(), DeviceError> {
+        let Readiness { readable, writable } = self.tap.poll()?;
+        if readable {
+            self.receiver.tap_readable();
+            self.receive()?;
         }
+        if writable && self.transmitter.tap_writable() {
+            self.transmit()?;
+        }
+        Ok(())
     }
 
     fn config_space(&self) -> [u8; CONFIG_LENGTH] {
@@ -286,19 +331,23 @@ impl VirtioDevice for Net {
     }
 
     fn poll_fds(&self) -> Vec<RawFd> {
-        vec![self.tap.poll_fd()]
+        self.sources().map(|(fd, _)| fd).collect()
     }
 
-    fn fd_ready(&mut self, _index: usize) -> Result<(), DeviceError> {
-        let Readiness { readable, writable } = self.tap.poll()?;
-        if readable {
-            self.receiver.tap_readable();
-            self.receive()?;
+    fn fd_ready(&mut self, index: usize) -> Result<(), DeviceError> {
+        let source = self.sources().nth(index).map(|(_, source)| source);
+        match source {
+            Some(Source::Tap) => self.tap_ready(),
+            Some(Source::ToGuest) => {
+                self.receiver.throttle().map_or(Ok(()), Throttle::acknowledge)?;
+                self.receive()
+            }
+            Some(Source::FromGuest) => {
+                self.transmitter.throttle().map_or(Ok(()), Throttle::acknowledge)?;
+                self.transmit()
+            }
+            None => Ok(()),
         }
-        if writable && self.transmitter.tap_writable() {
-            self.transmit()?;
-        }
-        Ok(())
     }
 
     fn bytes_moved(&self) -> (u64, u64) {

@@ -7,8 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, ExitReason, FailureCode, JailConfig, JailNetwork, MachineConfig, Message, Request,
-    VERSION, VmStats,
+    CONTROL_FD, Channel, CpuTemplate, ExitReason, FailureCode, JailConfig, JailNetwork, MachineConfig,
+    Message, Request, VERSION, VmStats,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
@@ -24,7 +24,14 @@ pub struct Vmm {
 }
 
 pub fn machine(vcpus: u8) -> MachineConfig {
-    MachineConfig { vcpus, memory_mib: 64, kernel_args: String::new(), console_limit_bytes: 1 << 20 }
+    MachineConfig {
+        vcpus,
+        online_vcpus: None,
+        cpu: CpuTemplate::Host,
+        memory_mib: 64,
+        kernel_args: String::new(),
+        console_limit_bytes: 1 << 20,
+    }
 }
 
 /// A file without a name that holds these bytes.

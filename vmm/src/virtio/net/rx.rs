@@ -3,9 +3,12 @@
 //! How much room a frame needs is known only when it is here. So it is read first and kept until the driver has room;
 //! the chains it goes to are then taken all at once.
 
+use std::io;
+
 use super::header::{FRAME_MAX, HEADER_LENGTH, Header, HeaderError};
 use super::tap::{Tap, Transfer};
 use super::{Agreed, Buffers, Gone, RX};
+use crate::rate_limiter::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::device::DeviceError;
 use crate::virtio::queue::{Handled, RunningQueue};
@@ -22,6 +25,7 @@ pub struct Receiver {
     /// Room for a frame with its header, and a byte to see that it was longer. Made when it is first needed.
     buffer: Vec<u8>,
     inbox: Inbox,
+    throttle: Option<Throttle>,
     bytes: u64,
 }
 
@@ -33,8 +37,10 @@ enum Inbox {
     Readable,
     /// The tap has none, and will say when that changes.
     Empty,
-    /// One is in the buffer, and waits for chains of the driver.
+    /// One is in the buffer, and waits until the limits let it pass.
     Holding(Frame),
+    /// One that has passed is in the buffer, and waits for chains of the driver.
+    Admitted(Frame),
 }
 
 /// A frame in the buffer.
@@ -54,6 +60,8 @@ enum Left {
     Early,
     /// The tap is gone.
     Gone,
+    /// The limits cannot be kept to: the host gives no alarm.
+    Failed(io::ErrorKind),
 }
 
 /// What to do with a chain, or a run of them, for a frame.
@@ -69,6 +77,16 @@ enum Fit {
 }
 
 impl Receiver {
+    /// A way in that is as wide as the limits allow.
+    pub fn new(throttle: Option<Throttle>) -> Self {
+        Self { throttle, ..Self::default() }
+    }
+
+    /// What holds frames up, if anything does.
+    pub fn throttle(&self) -> Option<&Throttle> {
+        self.throttle.as_ref()
+    }
+
     /// Payload bytes that reached the guest.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -77,7 +95,7 @@ impl Receiver {
     /// There is no driver any more; what waited for it is lost.
     pub fn reset(&mut self) {
         self.inbox = match self.inbox {
-            Inbox::Holding(_) | Inbox::Readable => Inbox::Readable,
+            Inbox::Holding(_) | Inbox::Admitted(_) | Inbox::Readable => Inbox::Readable,
             Inbox::Empty => Inbox::Empty,
         };
     }
@@ -123,7 +141,11 @@ impl Receiver {
             rx.notify_self();
         }
         result.map_err(|source| DeviceError::Queue { queue: RX, source })?;
-        Ok((left == Left::Gone).then_some(Gone))
+        match left {
+            Left::Idle | Left::Early => Ok(None),
+            Left::Gone => Ok(Some(Gone)),
+            Left::Failed(kind) => Err(DeviceError::Host(kind.into())),
+        }
     }
 
     /// The frame that is next, read from the tap if none waits.
@@ -131,7 +153,12 @@ impl Receiver {
         self.buffer.resize(FRAME_MAX + 1, 0);
         loop {
             match self.inbox {
-                Inbox::Holding(frame) => return Ok(frame),
+                Inbox::Admitted(frame) => return Ok(frame),
+                Inbox::Holding(frame) => {
+                    self.admit(frame)?;
+                    self.inbox = Inbox::Admitted(frame);
+                    return Ok(frame);
+                }
                 Inbox::Empty => return Err(Left::Idle),
                 Inbox::Readable => {}
             }
@@ -147,6 +174,16 @@ impl Receiver {
                 Transfer::Refused => {}
                 Transfer::Gone => return Err(Left::Gone),
             }
+        }
+    }
+
+    /// Lets a frame pass, or is idle until the alarm.
+    fn admit(&mut self, frame: Frame) -> Result<(), Left> {
+        let Some(throttle) = &mut self.throttle else { return Ok(()) };
+        match throttle.admits((frame.length - HEADER_LENGTH) as u64) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Left::Idle),
+            Err(error) => Err(Left::Failed(error.kind())),
         }
     }
 

@@ -2,6 +2,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use hull_protocol::vmm::NetworkLimits;
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::socket::{
@@ -14,6 +15,7 @@ use super::*;
 use crate::virtio::testing::*;
 
 mod flood;
+mod limits;
 mod real_tap;
 
 const MEMORY: usize = 0x40_0000;
@@ -24,7 +26,8 @@ const TSO: [u8; HEADER_LENGTH] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
 const SINGLE: u64 = !FEATURE_MRG_RXBUF;
 
 fn config() -> NetworkConfig {
-    NetworkConfig { name: "eth0".into(), mac: [2, 0x48, 0x55, 0x4c, 0x4c, 1], mtu: 1500 }
+    let limits = NetworkLimits::default();
+    NetworkConfig { name: "eth0".into(), mac: [2, 0x48, 0x55, 0x4c, 0x4c, 1], mtu: 1500, limits }
 }
 
 /// The other end of the tap.
@@ -50,7 +53,7 @@ impl Wire {
 fn net_with(features: u64) -> (Driver, Wire) {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let net = Net::over(&config(), Tap::stand_in(ours));
+    let net = Net::over(&config(), Tap::stand_in(ours), || Box::new(Instant::now)).unwrap();
     let mut driver = Driver::new(Box::new(net), MEMORY);
     driver.start(features);
     assert_eq!(driver.get(STATUS), RUNNING);

@@ -4,6 +4,7 @@ use super::header::{HEADER_LENGTH, Header, HeaderError};
 use super::offload::Offloads;
 use super::tap::{Tap, Transfer};
 use super::{Gone, TX};
+use crate::rate_limiter::Throttle;
 use crate::virtio::device::DeviceError;
 use crate::virtio::queue::{Handled, RunningQueue};
 use crate::virtio::segments::Segments;
@@ -12,6 +13,8 @@ use crate::virtio::segments::Segments;
 #[derive(Debug, Default)]
 pub struct Transmitter {
     outlet: Outlet,
+    next: Next,
+    throttle: Option<Throttle>,
     bytes: u64,
 }
 
@@ -24,7 +27,27 @@ enum Outlet {
     Full,
 }
 
+/// The frame that is first in the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Next {
+    /// The limits have not been asked, or hold it up.
+    #[default]
+    Asks,
+    /// They have let it pass, but the tap was full.
+    Admitted,
+}
+
 impl Transmitter {
+    /// A way out that is as wide as the limits allow.
+    pub fn new(throttle: Option<Throttle>) -> Self {
+        Self { throttle, ..Self::default() }
+    }
+
+    /// What holds frames up, if anything does.
+    pub fn throttle(&self) -> Option<&Throttle> {
+        self.throttle.as_ref()
+    }
+
     /// Payload bytes that left the guest.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -33,6 +56,7 @@ impl Transmitter {
     /// There is no driver any more.
     pub fn reset(&mut self) {
         self.outlet = Outlet::Open;
+        self.next = Next::Asks;
     }
 
     /// The tap says that it has room. Answers whether somebody waits for it.
@@ -50,15 +74,27 @@ impl Transmitter {
         if self.outlet == Outlet::Full {
             return Ok(None);
         }
-        let mut gone = None;
+        let Self { outlet, next, throttle, bytes } = self;
+        let (mut gone, mut failure) = (None, None);
         tx.process(|chain| {
             let Some(tap) = tap else {
                 return Handled::Done(0);
             };
+            if let (Next::Asks, Some(throttle)) = (*next, &mut *throttle) {
+                match throttle.admits(chain.readable.len().saturating_sub(HEADER_LENGTH) as u64) {
+                    Ok(true) => {}
+                    Ok(false) => return Handled::Stop,
+                    Err(error) => {
+                        failure = Some(error);
+                        return Handled::Stop;
+                    }
+                }
+            }
+            *next = Next::Asks;
             match send(chain.readable, tap, allowed) {
-                Ok(Transfer::Frame(length)) => self.bytes += length.saturating_sub(HEADER_LENGTH) as u64,
+                Ok(Transfer::Frame(length)) => *bytes += length.saturating_sub(HEADER_LENGTH) as u64,
                 Ok(Transfer::Later) => {
-                    self.outlet = Outlet::Full;
+                    (*outlet, *next) = (Outlet::Full, Next::Admitted);
                     return Handled::Stop;
                 }
                 Ok(Transfer::Gone) => {
@@ -73,7 +109,7 @@ impl Transmitter {
             Handled::Done(0)
         })
         .map_err(|source| DeviceError::Queue { queue: TX, source })?;
-        Ok(gone)
+        failure.map_or(Ok(gone), |error| Err(error.into()))
     }
 }
 

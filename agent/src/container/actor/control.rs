@@ -1,0 +1,106 @@
+//! What is done to all processes of a container: signals, freezing, listing; and who may join them.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{Actor, Event, Existence, Freezer, SIGNAL_PASSES, answer, report};
+use crate::container::handle::{Reply, Target};
+use crate::container::process::State;
+use crate::error::Error;
+use crate::launch::Kept;
+use crate::sys;
+
+impl Actor {
+    pub(super) fn signal(&mut self, target: &Target, signal: i32) -> Result<(), Error> {
+        if let Existence::Creating { cancel, .. } = &mut self.existence {
+            if signal != libc::SIGKILL {
+                return Err(Error::State {
+                    action: "send a signal",
+                    state: "the container is being created",
+                });
+            }
+            if let Some(cancel) = cancel.take() {
+                // A creation that is over already reports itself.
+                let _ = cancel.send(());
+            }
+            return Ok(());
+        }
+        match target {
+            Target::One(name) => self.process(name)?.signal(signal),
+            Target::All if signal == libc::SIGKILL => Ok(self.cgroup("send a signal")?.kill()?),
+            Target::All => self.signal_all(signal),
+        }
+    }
+
+    pub(super) fn signal_all(&self, signal: i32) -> Result<(), Error> {
+        let cgroup = self.cgroup("send a signal")?;
+        let mut signalled = std::collections::HashSet::new();
+        for _ in 0..SIGNAL_PASSES {
+            let mut new: Vec<_> = cgroup.pids()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
+            // Init last: the others would be killed by its end before they get the signal.
+            new.sort_by_key(|pid| pid.unsigned_abs() == self.init_pid());
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                signalled.insert(pid);
+                let Ok(pidfd) = sys::process::open_pidfd(pid) else { continue };
+                // The number may have passed to another process since the list was read.
+                if !cgroup.pids()?.contains(&pid) {
+                    continue;
+                }
+                match sys::process::send_signal(pidfd.as_fd(), signal) {
+                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                    Err(error) => return Err(Error::system("send a signal")(error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn pause(&mut self, reply: Reply<()>) {
+        const ACTION: &str = "pause";
+        let state = match (&self.init.state, &self.freezer) {
+            (State::Running(..), Freezer::Thawed) => None,
+            (State::Running(..), _) => Some("it is paused already"),
+            _ => Some("the container is not running"),
+        };
+        let cgroup = match (self.cgroup(ACTION), state) {
+            (Ok(cgroup), None) => cgroup.clone(),
+            (Ok(_), Some(state)) => return answer(reply, Err(Error::State { action: ACTION, state })),
+            (Err(error), _) => return answer(reply, Err(error)),
+        };
+        self.freezer = Freezer::Freezing(reply);
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let result = cgroup.freeze().await;
+            report(&events, Event::Frozen(result));
+        });
+    }
+
+    pub(super) fn resume(&mut self) -> Result<(), Error> {
+        const ACTION: &str = "resume";
+        if !matches!(self.freezer, Freezer::Frozen) {
+            return Err(Error::State { action: ACTION, state: "the container is not paused" });
+        }
+        self.cgroup(ACTION)?.thaw()?;
+        self.freezer = Freezer::Thawed;
+        Ok(())
+    }
+
+    pub(super) fn pids(&self) -> Result<Vec<u32>, Error> {
+        Ok(self.cgroup("list processes")?.pids()?.into_iter().map(i32::unsigned_abs).collect())
+    }
+
+    /// For those who join its namespaces.
+    pub(super) fn join(&self) -> Result<Kept, Error> {
+        let kept = |process: &Arc<OwnedFd>| Kept { process: process.clone(), user: self.user().cloned() };
+        let state = match &self.init.state {
+            State::Created(launched) => return Ok(kept(&launched.pidfd)),
+            State::Running(_, pidfd) => return Ok(kept(pidfd)),
+            State::Creating | State::Prepared(..) => "the container is being created",
+            State::Exited => "the container has ended",
+        };
+        Err(Error::State { action: "join the container's namespaces", state })
+    }
+}
