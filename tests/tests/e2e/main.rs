@@ -9,6 +9,7 @@ mod confined;
 mod containerd;
 mod cri;
 mod detached;
+mod docker;
 mod exits;
 mod images;
 mod limits;
