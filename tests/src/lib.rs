@@ -12,6 +12,7 @@ pub mod cri;
 pub mod hull;
 pub mod leaks;
 pub mod libseccomp;
+pub mod oci;
 pub mod peers;
 pub mod terminal;
 
