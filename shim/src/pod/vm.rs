@@ -45,7 +45,7 @@ const CONSOLE_TAIL: u64 = 2048;
 const CONSOLE_TAIL_LINES: usize = 6;
 const ENTROPY: usize = 64;
 
-const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init";
+const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init dummy.numdummies=0";
 
 /// A VM to be started.
 #[derive(Debug)]
