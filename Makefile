@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Both install what they need (Debian, Ubuntu) and say what they do.
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test lint bench clean
+.PHONY: help build run test lint bench soak clean
 
 XTASK := cargo run --quiet --package xtask --
 
@@ -22,6 +22,9 @@ lint: ## Formatting, clippy, licences
 
 bench: ## The table of docs/benchmarks.md, measured here
 	$(XTASK) bench
+
+soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
+	$(XTASK) soak
 
 clean: ## Remove what was built, except the cached guest kernel
 	cargo clean

@@ -6,6 +6,7 @@ mod devices;
 mod events;
 mod stats;
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,6 +24,8 @@ pub use stats::Stats;
 
 /// How long the kernel may take to empty a killed cgroup, or to freeze one.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often all processes are looked for, so that one forked meanwhile gets the signal too.
+const SIGNAL_PASSES: usize = 5;
 /// No control file of ours is longer.
 const FILE_MAX: u64 = 1 << 20;
 
@@ -66,6 +69,9 @@ pub enum CgroupError {
     /// The kernel does not take the device filter.
     #[error("cgroup: cannot limit the use of devices: {}", .0.desc())]
     Devices(Errno),
+    /// A process could not be sent a signal.
+    #[error("cannot send a signal: {}", .0.desc())]
+    Signal(Errno),
     /// Waiting for a change failed.
     #[error("cgroup: cannot watch cgroup.events: {0}")]
     Watch(#[source] io::Error),
@@ -93,15 +99,20 @@ impl CgroupParent {
         Ok(Self { path: current })
     }
 
+    /// One that exists, as it is.
+    pub fn existing(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// A new, empty cgroup.
     pub fn create(&self, id: &str) -> Result<Cgroup, CgroupError> {
         let path = self.path.join(id);
-        let error = |what, source| CgroupError::File { what, file: path.display().to_string(), source };
-        std::fs::create_dir(&path).map_err(|source| error("make", errno(&source)))?;
-        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| error("open", Errno::EINVAL))?;
-        let directory = sys::path::open(&name, libc::O_DIRECTORY | libc::O_RDONLY)
-            .map_err(|source| error("open", source))?;
-        Ok(Cgroup { path, directory })
+        std::fs::create_dir(&path).map_err(|source| CgroupError::File {
+            what: "make",
+            file: path.display().to_string(),
+            source: errno(&source),
+        })?;
+        Cgroup::find(path)
     }
 }
 
@@ -142,6 +153,14 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// One that exists.
+    pub fn find(path: PathBuf) -> Result<Self, CgroupError> {
+        let error = |source| CgroupError::File { what: "open", file: path.display().to_string(), source };
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| error(Errno::EINVAL))?;
+        let directory = sys::path::open(&name, libc::O_DIRECTORY | libc::O_RDONLY).map_err(error)?;
+        Ok(Self { path, directory })
+    }
+
     /// For clone3(2) with `CLONE_INTO_CGROUP`.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -209,7 +228,6 @@ impl Cgroup {
             })
     }
 
-    /// The kernel would reclaim, then kill, to get below a new limit.
     /// Lets this user and group make cgroups below this one and move processes among them (kernel: cgroup-v2, "Delegation"). Its
     /// limits stay out of their reach.
     pub fn delegate(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
@@ -221,6 +239,7 @@ impl Cgroup {
         Ok(())
     }
 
+    /// The kernel would reclaim, then kill, to get below a new limit.
     fn check_usage(&self, limits: &Limits) -> Result<(), CgroupError> {
         let limit = limits.settings.iter().find(|setting| setting.file == "memory.max");
         let Some(limit) = limit.and_then(|setting| setting.value.parse::<u64>().ok()) else { return Ok(()) };
@@ -261,6 +280,34 @@ impl Cgroup {
     /// SIGKILL for every process, in one step that no fork escapes.
     pub fn kill(&self) -> Result<(), CgroupError> {
         self.write("cgroup.kill", "1")
+    }
+
+    /// Sends every process a signal, and `init` last: the others would be killed by its end before they get the signal.
+    pub fn signal_all(&self, signal: i32, init: libc::pid_t) -> Result<(), CgroupError> {
+        if signal == libc::SIGKILL {
+            return self.kill();
+        }
+        let mut signalled = HashSet::new();
+        for _ in 0..SIGNAL_PASSES {
+            let mut new: Vec<_> = self.pids()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
+            new.sort_by_key(|pid| *pid == init);
+            if new.is_empty() {
+                break;
+            }
+            for pid in new {
+                signalled.insert(pid);
+                let Ok(pidfd) = sys::process::open_pidfd(pid) else { continue };
+                // The number may have passed to another process since the list was read.
+                if !self.pids()?.contains(&pid) {
+                    continue;
+                }
+                match sys::process::send_signal(pidfd.as_fd(), signal) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(error) => return Err(CgroupError::Signal(error)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Stops every process and returns when all are stopped.

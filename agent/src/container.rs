@@ -12,4 +12,5 @@ mod process;
 
 pub use create::Creation;
 pub use handle::{Handle, ProcessName, Registry, Request, Target};
+pub use join::resolve as resolve_namespaces;
 pub use process::Exit;

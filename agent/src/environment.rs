@@ -3,7 +3,7 @@
 //!
 //! Made once at start. Nothing here is ever looked up through a path that a workload can change.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -74,29 +74,13 @@ impl Environment {
             source,
         })?;
         let mask_file = c_path(&mask.join("null"));
-        let open = |path: &CString, flags| {
-            sys::path::open(path, flags).map_err(|source| EnvironmentError {
-                what: "open",
-                path: path.to_string_lossy().into_owned(),
-                source,
-            })
-        };
-        let last_capability = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .filter(|last| *last < 64)
-            .ok_or(EnvironmentError {
-                what: "read",
-                path: "/proc/sys/kernel/cap_last_cap".to_owned(),
-                source: Errno::EINVAL,
-            })?;
         Ok(Self {
             run: run.join("containers"),
-            proc: open(&c"/proc".to_owned(), libc::O_PATH | libc::O_DIRECTORY)?,
+            proc: open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)?,
             null: open(&mask_file, libc::O_RDWR)?,
             mask_file,
             mask_directory: c_path(&mask.join("empty")),
-            last_capability,
+            last_capability: last_capability()?,
             cgroups,
             volumes: Volumes::new(&volumes, &disks),
             shared: SharedTmpfs::new(&shared),
@@ -105,6 +89,42 @@ impl Environment {
             children: Children::default(),
         })
     }
+
+    /// What a further process in a container needs; nothing is made, and no container can be.
+    pub fn for_exec() -> Result<Self, EnvironmentError> {
+        let disks = Disks::Directories(PathBuf::new());
+        Ok(Self {
+            run: PathBuf::new(),
+            proc: open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)?,
+            null: open(c"/dev/null", libc::O_RDWR)?,
+            mask_file: CString::default(),
+            mask_directory: CString::default(),
+            last_capability: last_capability()?,
+            cgroups: CgroupParent::existing(PathBuf::new()),
+            volumes: Volumes::new(Path::new(""), &disks),
+            shared: SharedTmpfs::new(Path::new("")),
+            keeper: Keeper::default(),
+            disks,
+            children: Children::default(),
+        })
+    }
+}
+
+fn open(path: &CStr, flags: libc::c_int) -> Result<OwnedFd, EnvironmentError> {
+    sys::path::open(path, flags).map_err(|source| EnvironmentError {
+        what: "open",
+        path: path.to_string_lossy().into_owned(),
+        source,
+    })
+}
+
+fn last_capability() -> Result<u32, EnvironmentError> {
+    const FILE: &str = "/proc/sys/kernel/cap_last_cap";
+    std::fs::read_to_string(FILE)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .filter(|last| *last < 64)
+        .ok_or_else(|| EnvironmentError { what: "read", path: FILE.to_owned(), source: Errno::EINVAL })
 }
 
 /// A path of the agent's own making: without NUL bytes.

@@ -137,7 +137,12 @@ impl Error {
             | Self::Cgroup(CgroupError::Missing(_))
             | Self::Rootfs(RootfsError::UnknownKind) => Code::UNIMPLEMENTED,
             Self::Deadline(_) | Self::Cgroup(CgroupError::Unsettled(_)) => Code::DEADLINE_EXCEEDED,
-            Self::Cgroup(CgroupError::File { .. } | CgroupError::Devices(_) | CgroupError::Watch(_))
+            Self::Cgroup(
+                CgroupError::File { .. }
+                | CgroupError::Devices(_)
+                | CgroupError::Watch(_)
+                | CgroupError::Signal(_),
+            )
             | Self::Rootfs(RootfsError::Work(_))
             | Self::Launch(LaunchError::SetUp { .. } | LaunchError::Died(_) | LaunchError::Agent { .. })
             | Self::Pod(PodError::System { .. })

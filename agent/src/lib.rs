@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `init` | PID 1: mounts, cgroups, power-off |
 //! | `outside` | the same agent on unix sockets, without a VM |
+//! | `oci` | runc's command line over the same container code |
 //! | `agent` | connections in, service out |
 //! | `server`, `streams` | the API; standard streams |
 //! | `container` | one actor for each container |
@@ -23,6 +24,7 @@ mod helper;
 pub mod init;
 mod launch;
 pub mod logger;
+pub mod oci;
 pub mod outside;
 mod pod;
 mod reap;

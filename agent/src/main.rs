@@ -1,13 +1,14 @@
-//! `hull-agent`: /init of the guest, or with `serve` the same agent outside a VM.
+//! `hull-agent`: /init of the guest; with `serve` the same agent outside a VM; with runc's words an OCI runtime.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hull_agent::logger::{self, Destination};
-use hull_agent::{init, outside};
+use hull_agent::{init, oci, outside};
 
 const USAGE: &str =
-    "hull-agent is PID 1 of a Hull guest. Outside of one: hull-agent serve DIRECTORY DISKS CGROUP";
+    "hull-agent is PID 1 of a Hull guest. Outside of one: hull-agent serve DIRECTORY DISKS CGROUP,
+or a runtime of OCI bundles: hull-agent --help";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
     }
     if std::process::id() == 1 {
         init::main();
+    }
+    if arguments.first().is_some_and(|word| oci::is_command(word)) {
+        return oci::main(arguments);
     }
     eprintln!("{USAGE}");
     ExitCode::from(2)

@@ -10,6 +10,7 @@ pub mod craft;
 pub mod hull;
 pub mod leaks;
 pub mod libseccomp;
+pub mod oci;
 pub mod peers;
 pub mod terminal;
 

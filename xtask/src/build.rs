@@ -9,7 +9,7 @@ use crate::packages::{self, List};
 use crate::shell::{Error, at, cargo, root, run, say};
 
 /// The triple is named so that `crt-static` does not reach build scripts and procedural macros.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// A program that is linked statically.
 struct Static {

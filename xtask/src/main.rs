@@ -62,6 +62,10 @@ enum Command {
     },
     /// The benchmarks; prints a table.
     Bench,
+    /// Writes the tables in docs/ that the tests of the OCI runtime check.
+    OciTable,
+    /// Thousands of containers from one agent; minutes to an hour.
+    Soak,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +87,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Error> {
         Command::Lint => test::lint()?,
         Command::Test { only, filter } => return test::all(&only, filter.as_deref()),
         Command::Bench => return test::bench(),
+        Command::OciTable => return test::oci::tables(),
+        Command::Soak => return test::oci::soak(),
     }
     Ok(ExitCode::SUCCESS)
 }

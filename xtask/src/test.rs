@@ -4,6 +4,7 @@
 //! Linux guest runs in the test host, or here when this machine's KVM can.
 
 mod jobs;
+pub mod oci;
 mod runner;
 
 use std::collections::BTreeMap;
@@ -53,7 +54,7 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
             "run",
             "--workspace",
             "-E",
-            "not binary(=e2e)",
+            "not binary(=e2e) and not binary(=oci)",
             "--all-features",
             "--no-fail-fast",
         ]))?;
@@ -109,6 +110,7 @@ pub fn bench() -> Result<ExitCode, Error> {
     let binary = built(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "tests", "hull-bench")?;
     fixtures()?;
     run(Place::find()?.beside_a_registry(7200, "4096").arg(binary))?;
+    oci::bench()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -161,6 +163,7 @@ impl Place {
 fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     let mut jobs = vec![Job::script("the test host", || Command::new(root().join("tests/host/selftest")))];
     for name in [
+        "decoding",
         "hooks",
         "hostile",
         "life_cycle",
@@ -168,6 +171,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
         "mounts",
         "namespaces",
         "resources",
+        "rounds",
         "seccomp",
         "streams",
     ] {
@@ -179,6 +183,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
             host
         }));
     }
+    jobs.push(oci::job(place)?);
     let tests = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
     let names = vec!["pod::hotplug::tests::a_disk_comes_and_goes_in_a_real_guest".to_owned()];
     jobs.push(Job::tests("devices that come and go", names, move |names| {

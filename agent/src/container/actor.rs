@@ -25,8 +25,6 @@ use crate::stdio::Prepared;
 
 /// The most execs that a container remembers.
 const EXECS_MAX: usize = 4096;
-/// How often all processes are looked for, so that one forked meanwhile gets the signal too.
-const SIGNAL_PASSES: usize = 5;
 
 /// What the actor's own tasks report.
 enum Event {

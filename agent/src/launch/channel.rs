@@ -4,7 +4,7 @@
 //! it. Agent to child: one byte that opens the gate at which the child waits.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use tokio::io::Interest;
@@ -248,6 +248,11 @@ impl AgentEnd {
                 Err(_would_block) => {}
             }
         }
+    }
+
+    /// The descriptor's number.
+    pub fn number(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
     /// Opens the start gate.

@@ -1,7 +1,9 @@
 //! The new process between clone and exec. Nothing here allocates, locks or returns to the agent's code.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at, child as channel};
 use super::{ExecPlan, InitPlan, ProcessPlan, Users, credentials, rootfs};
@@ -117,7 +119,6 @@ pub fn isolate() -> nix::Result<()> {
 
 /// A new terminal of the container's own devpts: the master goes to the agent, the slave is returned.
 pub fn open_terminal(plan: &ProcessPlan<'_>, root: &OwnedFd) -> nix::Result<OwnedFd> {
-    use nix::errno::Errno;
     let flags = libc::O_RDWR | libc::O_NOCTTY;
     let master = path::open_in(root.as_fd(), c"dev/pts/ptmx", flags, path::Resolve::InRoot)?;
     let is_devpts = path::filesystem_magic(master.as_fd())? == 0x1cd1;
@@ -166,15 +167,23 @@ pub fn own_streams(plan: &ProcessPlan<'_>) -> nix::Result<()> {
     }
     for stream in plan.stdio {
         if !path::is_char_device(&path::stat(stream.as_fd())?, 1, 3) {
-            path::change_owner(stream.as_fd(), c"", plan.owner, None)?;
+            give(stream.as_fd(), plan.owner)?;
         }
     }
     Ok(())
 }
 
+/// What is passed on from outside can be on a file system that says no; runc takes no notice either.
+fn give(stream: BorrowedFd<'_>, uid: libc::uid_t) -> nix::Result<()> {
+    match path::change_owner(stream, c"", uid, None) {
+        Err(Errno::EPERM | Errno::EINVAL | Errno::EROFS) => Ok(()),
+        result => result,
+    }
+}
+
 fn set_stdio(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>) -> nix::Result<()> {
     if let Some(slave) = slave {
-        path::change_owner(slave.as_fd(), c"", plan.spec.credentials.uid, None)?;
+        give(slave.as_fd(), plan.spec.credentials.uid)?;
         for number in 0..3 {
             path::duplicate_to(slave.as_fd(), number)?;
         }

@@ -2,7 +2,7 @@
 //! mean in words.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -65,6 +65,22 @@ impl Launched {
         let channel = AgentEnd::new(channel)
             .map_err(|source| LaunchError::Agent { what: "watch a channel", source })?;
         Ok(Self { pid, pidfd: Arc::new(pidfd), channel, subjects, grants })
+    }
+
+    /// An init that another process cloned, which stands before its start gate; `channel` is a copy of the end that it
+    /// inherited.
+    pub fn adopt(
+        pid: libc::pid_t,
+        pidfd: OwnedFd,
+        channel: OwnedFd,
+        spec: &ContainerSpec,
+    ) -> Result<Self, LaunchError> {
+        Self::new(pid, pidfd, channel, Subjects::new(&spec.process, Some(spec.clone())), None)
+    }
+
+    /// The number of the channel's end here, which is its number in the new process too until that runs its program.
+    pub fn gate(&self) -> RawFd {
+        self.channel.number()
     }
 
     /// Waits until an init stands before its start gate. Returns its terminal's master, if it has a terminal.

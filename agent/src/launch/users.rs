@@ -45,6 +45,18 @@ impl UserNamespace {
         }
     }
 
+    /// That of process `pid`, whose ids are mapped.
+    pub fn found(
+        environment: &Environment,
+        pid: libc::pid_t,
+        mappings: &IdMappings,
+    ) -> Result<Self, LaunchError> {
+        let name = CString::new(format!("{pid}/ns/user")).unwrap_or_default();
+        let fd = path::open_at(environment.proc.as_fd(), &name, libc::O_RDONLY)
+            .map_err(LaunchError::agent("open a user namespace"))?;
+        Ok(Self { fd, mappings: mappings.clone() })
+    }
+
     /// Maps the ids of the new user namespace in which the agent's child `pid` is, which has not been reaped.
     pub fn of(
         environment: &Environment,

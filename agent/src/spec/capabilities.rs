@@ -74,13 +74,20 @@ impl CapabilitySets {
                 }
             })
         };
-        Self {
+        let mut parsed = Self {
             bounding: mask(&sets.bounding),
             effective: mask(&sets.effective),
             inheritable: mask(&sets.inheritable),
             permitted: mask(&sets.permitted),
             ambient: mask(&sets.ambient),
+        };
+        // `runc spec` writes such sets, and runc takes no notice.
+        let possible = parsed.ambient & parsed.permitted & parsed.inheritable;
+        if possible != parsed.ambient {
+            notes.push("ambient capabilities that are not permitted and inheritable are ignored".to_owned());
+            parsed.ambient = possible;
         }
+        parsed
     }
 }
 

@@ -1,3 +1,5 @@
+mod anything;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -72,6 +72,12 @@ pub fn open_pidfd(pid: libc::pid_t) -> nix::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
 }
 
+/// pidfd_getfd(2): a copy of another process's descriptor.
+pub fn take_descriptor(pidfd: BorrowedFd<'_>, number: libc::c_int) -> nix::Result<OwnedFd> {
+    // SAFETY: three integers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
+}
+
 /// pidfd_send_signal(2).
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: libc::c_int) -> nix::Result<()> {
     // SAFETY: no siginfo is given; the kernel makes one as kill(2) does.

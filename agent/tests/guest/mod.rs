@@ -42,8 +42,22 @@ pub fn with_guest<F: Future<Output = Guest>>(test: impl FnOnce(Guest) -> F) {
     });
 }
 
-impl Guest {
-    pub async fn start() -> Self {
+/// Runs a test against the bare control connection of an agent of its own, which then must end well.
+pub fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(UnixStream) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut agent, directory, _) = AgentProcess::start();
+    runtime.block_on(async {
+        test(UnixStream::connect(directory.path().join("control.sock")).await.unwrap()).await;
+    });
+    // Whatever the test left open is closed.
+    drop(runtime);
+    let status = agent.0.wait().unwrap();
+    assert!(status.success(), "the agent ended with {status}");
+}
+
+impl AgentProcess {
+    /// An agent that listens in a directory of its own, with a cgroup of this name.
+    fn start() -> (Self, tempfile::TempDir, String) {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let directory = tempfile::Builder::new().prefix("hull-agent-").tempdir().unwrap();
         make_root(&directory.path().join("disks/rootfs"));
@@ -67,12 +81,19 @@ impl Guest {
         let mut line = String::new();
         BufReader::new(agent.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "listening\n", "the agent does not start (these tests need root)");
+        (Self(agent), directory, cgroup)
+    }
+}
+
+impl Guest {
+    pub async fn start() -> Self {
+        let (agent, directory, cgroup) = AgentProcess::start();
         let connection = UnixStream::connect(directory.path().join("control.sock")).await.unwrap();
         let client = AgentClient::new(ttrpc::r#async::Client::new(Socket::new(connection)));
         let request =
             api::InfoRequest { api_version: hull_protocol::agent::API_VERSION, ..Default::default() };
         client.info(context(), &request).await.unwrap();
-        Self { agent: AgentProcess(agent), directory, client, cgroup }
+        Self { agent, directory, client, cgroup }
     }
 
     /// Shuts the agent down and checks that it ended well.

@@ -1,14 +1,13 @@
 //! What is done to all processes of a container: signals, freezing, listing; and who may join them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{Actor, Event, Existence, Freezer, SIGNAL_PASSES, answer, report};
+use super::{Actor, Event, Existence, Freezer, answer, report};
 use crate::container::handle::{Reply, Target};
 use crate::container::process::State;
 use crate::error::Error;
 use crate::launch::Kept;
-use crate::sys;
 
 impl Actor {
     pub(super) fn signal(&mut self, target: &Target, signal: i32) -> Result<(), Error> {
@@ -28,34 +27,10 @@ impl Actor {
         match target {
             Target::One(name) => self.process(name)?.signal(signal),
             Target::All if signal == libc::SIGKILL => Ok(self.cgroup("send a signal")?.kill()?),
-            Target::All => self.signal_all(signal),
-        }
-    }
-
-    pub(super) fn signal_all(&self, signal: i32) -> Result<(), Error> {
-        let cgroup = self.cgroup("send a signal")?;
-        let mut signalled = std::collections::HashSet::new();
-        for _ in 0..SIGNAL_PASSES {
-            let mut new: Vec<_> = cgroup.pids()?.into_iter().filter(|pid| !signalled.contains(pid)).collect();
-            // Init last: the others would be killed by its end before they get the signal.
-            new.sort_by_key(|pid| pid.unsigned_abs() == self.init_pid());
-            if new.is_empty() {
-                break;
-            }
-            for pid in new {
-                signalled.insert(pid);
-                let Ok(pidfd) = sys::process::open_pidfd(pid) else { continue };
-                // The number may have passed to another process since the list was read.
-                if !cgroup.pids()?.contains(&pid) {
-                    continue;
-                }
-                match sys::process::send_signal(pidfd.as_fd(), signal) {
-                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                    Err(error) => return Err(Error::system("send a signal")(error)),
-                }
+            Target::All => {
+                Ok(self.cgroup("send a signal")?.signal_all(signal, self.init_pid().cast_signed())?)
             }
         }
-        Ok(())
     }
 
     pub(super) fn pause(&mut self, reply: Reply<()>) {
