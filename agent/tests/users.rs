@@ -408,6 +408,17 @@ fn a_writable_cgroup_is_the_containers_below_its_limits() {
 }
 
 #[test]
+fn hooks_run_with_the_containers_users() {
+    with_guest(|guest| async {
+        let mut hooked = mapped(&["cat", "/tmp/hook"]);
+        let script = "id -u > /tmp/hook; tr -s ' ' < /proc/self/uid_map >> /tmp/hook; grep -c '\"created\"' >> /tmp/hook";
+        hooked["hooks"] = json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+        assert_eq!(guest.run(&hooked).await.stdout, format!("0\n 0 {FIRST} 65536\n1\n"));
+        guest
+    });
+}
+
+#[test]
 fn nothing_is_left_of_containers_with_users_of_their_own() {
     with_guest(|guest| async {
         guest.run(&mapped(&["true"])).await;
