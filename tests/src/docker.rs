@@ -26,7 +26,9 @@ pub struct Docker {
 }
 
 fn programs() -> PathBuf {
-    std::env::var_os("HULL_DOCKER_DIR").map(PathBuf::from).expect("HULL_DOCKER_DIR names a folder with dockerd")
+    std::env::var_os("HULL_DOCKER_DIR")
+        .map(PathBuf::from)
+        .expect("HULL_DOCKER_DIR names a folder with dockerd")
 }
 
 impl Docker {

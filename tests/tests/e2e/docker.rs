@@ -20,7 +20,10 @@ fn run_gives_output_and_exit_code() {
     let said = docker.run(run(&["--rm"], &["no-such-program"]));
     assert_eq!(said.code, 127, "{said:?}");
     assert!(said.err.contains("executable file not found in $PATH"), "{said:?}");
-    let users = docker.ok(run(&["--rm", "-u", "1000:29", "-w", "/tmp", "-e", "A=b c"], &["sh", "-c", "id -u; id -g; pwd; echo $A"]));
+    let users = docker.ok(run(
+        &["--rm", "-u", "1000:29", "-w", "/tmp", "-e", "A=b c"],
+        &["sh", "-c", "id -u; id -g; pwd; echo $A"],
+    ));
     assert_eq!(users, "1000\n29\n/tmp\nb c");
     docker.left_nothing();
 }
@@ -66,7 +69,19 @@ fn files_go_in_and_out() {
     let shared = docker.file("shared").display().to_string();
     docker.ok(["volume", "create", "store"]);
     let (writable, read_only) = (format!("{shared}:/rw"), format!("{shared}:/ro:ro"));
-    let options = ["-d", "--name", "files", "-v", &writable, "-v", &read_only, "-v", "store:/store", "--tmpfs", "/scratch"];
+    let options = [
+        "-d",
+        "--name",
+        "files",
+        "-v",
+        &writable,
+        "-v",
+        &read_only,
+        "-v",
+        "store:/store",
+        "--tmpfs",
+        "/scratch",
+    ];
     docker.ok(run(&options, &["sleep", "1000"]));
     let exec = |script: &str| docker.run(["exec", "files", "sh", "-c", script]);
     assert_eq!(exec("cat /rw/from-host /ro/from-host").out, "host\nhost\n");
