@@ -136,7 +136,12 @@ impl Error {
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
             | Self::Cgroup(CgroupError::Refused { .. } | CgroupError::BelowUsage { .. })
             | Self::Rootfs(
-                RootfsError::NoLower | RootfsError::Serial(_) | RootfsError::NoSize | RootfsError::Files(_),
+                RootfsError::NoLower
+                | RootfsError::Serial(_)
+                | RootfsError::NoSize
+                | RootfsError::Files(_)
+                | RootfsError::Folder(_)
+                | RootfsError::Upper,
             )
             | Self::Launch(LaunchError::Program(_) | LaunchError::Unmapped { .. })
             | Self::Network(NetworkError::Invalid { .. })

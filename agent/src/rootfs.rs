@@ -1,5 +1,5 @@
 //! A container's root file system in the agent's mount namespace: a read-only lower layer from a disk, and over it, if asked
-//! for, a writable one on tmpfs or on a disk.
+//! for, a writable one on tmpfs or on a disk; or a whole one, a disk or a folder that the host shares.
 //!
 //! Owns the directory `<run>/<id>` and what is mounted in it. The container sees a copy in its own mount namespace.
 
@@ -15,6 +15,7 @@ use crate::helper::{self, HelperError, Work};
 use crate::launch::UserNamespace;
 use crate::reap::Children;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
+use crate::volumes::Volumes;
 
 /// The longest serial number that virtio-blk has (virtio 1.3 §5.2.6).
 const SERIAL_MAX: usize = 20;
@@ -34,6 +35,12 @@ pub enum RootfsError {
     /// The VM has no such disk.
     #[error("rootfs: no disk has the serial number {0:?}")]
     NoDisk(String),
+    /// Not the name of a folder that the host shares.
+    #[error("rootfs: {0:?} is not the name of a shared folder")]
+    Folder(String),
+    /// A whole root file system takes no layer above it.
+    #[error("rootfs: only an erofs disk takes an upper layer")]
+    Upper,
     /// A tmpfs without a size would be half of the guest's memory.
     #[error("rootfs: the tmpfs for the upper layer needs a size")]
     NoSize,
@@ -109,20 +116,34 @@ impl Rootfs {
         Self { base, root, files }
     }
 
-    /// Where it is.
-    pub fn paths(&self) -> RootfsPaths<'_> {
-        RootfsPaths { root: &self.root, files: &self.files }
+    /// One that is mounted at `root` already, by others. No file comes with it: there is nothing at `place`.
+    pub fn existing(place: &Path, root: CString) -> Self {
+        Self { base: place.to_owned(), root, files: c_path(&place.join("files")) }
+    }
+
+    /// The mount point.
+    pub fn root(&self) -> &CStr {
+        &self.root
+    }
+
+    /// The directory of the files that came with the request.
+    pub fn files(&self) -> &CStr {
+        &self.files
     }
 
     /// Mounts what `request` says. After an error, [`Rootfs::remove`] undoes what was done.
     pub async fn mount(
         &self,
         disks: &Disks,
+        volumes: &Volumes,
         children: &Children,
         request: &api::Rootfs,
         user: Option<&Arc<UserNamespace>>,
     ) -> Result<(), RootfsError> {
-        let mut work = self.plan(disks, request, user)?;
+        if let Some(api::rootfs::Lower::Shared(_)) = &request.lower {
+            volumes.mount(children).await?;
+        }
+        let mut work = self.plan(disks, volumes, request, user)?;
         work.extend(self.write(&request.files, user)?);
         Ok(helper::run(children, &work).await?)
     }
@@ -166,17 +187,31 @@ impl Rootfs {
     fn plan(
         &self,
         disks: &Disks,
+        volumes: &Volumes,
         request: &api::Rootfs,
         user: Option<&Arc<UserNamespace>>,
     ) -> Result<Vec<Work>, RootfsError> {
         let [lower, upper, root] = ["lower", "upper", "rootfs"].map(|name| c_path(&self.base.join(name)));
         let directory = |path: &CString| Work::MakeDirectory { path: path.clone(), mode: 0o755 };
+        let mut work = vec![directory(&c_path(&self.base)), directory(&root)];
+        let whole = |mount| if request.upper.is_none() { Ok(mount) } else { Err(RootfsError::Upper) };
         let disk = match &request.lower {
             Some(api::rootfs::Lower::Erofs(disk)) => disks.find(&disk.serial)?,
+            Some(api::rootfs::Lower::Shared(folder)) => {
+                let source = volumes.folder(&folder.name);
+                let source = source.ok_or_else(|| RootfsError::Folder(folder.name.clone()))?;
+                work.push(whole(Work::Bind { source, target: root, attributes: 0, user: user.cloned() })?);
+                return Ok(work);
+            }
+            Some(api::rootfs::Lower::Disk(disk)) => {
+                let attributes = if disk.read_only { ATTR_RDONLY } else { 0 };
+                let device = disks.find(&disk.serial)?;
+                work.push(whole(mount_disk(disks, "ext4", &device, &root, attributes, user))?);
+                return Ok(work);
+            }
             Some(_) => return Err(RootfsError::UnknownKind),
             None => return Err(RootfsError::NoLower),
         };
-        let mut work = vec![directory(&c_path(&self.base)), directory(&root)];
         let Some(upper_request) = &request.upper else {
             work.push(mount_disk(disks, "erofs", &disk, &root, ATTR_RDONLY, user));
             return Ok(work);

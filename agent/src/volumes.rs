@@ -40,6 +40,13 @@ impl Volumes {
         &self.directory
     }
 
+    /// Where one of them is; `None` if that is no name of one.
+    pub fn folder(&self, name: &str) -> Option<CString> {
+        let is_name = !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']);
+        let path = || Path::new(std::ffi::OsStr::from_bytes(self.directory.to_bytes())).join(name);
+        is_name.then(|| c_path(&path()))
+    }
+
     /// Mounts them, once; after a failure again.
     pub async fn mount(&self, children: &Children) -> Result<(), HelperError> {
         self.mounted.get_or_try_init(|| async { helper::run(children, &[self.work()]).await }).await.copied()

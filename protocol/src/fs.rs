@@ -272,7 +272,7 @@ pub enum Request {
 /// What [`Request::Make`] makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Make {
-    /// `mknod(2)`: of what kind is in the mode; regular files only are made.
+    /// `mknod(2)`: of what kind is in the mode; regular files, pipes and sockets are made.
     Node {
         /// Type and permission bits.
         mode: u32,

@@ -12,12 +12,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use hull_protocol::agent::is_valid_id;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::{Identity, SERVE};
 use crate::config::{Config, ConfigError};
 use crate::paths::{PathError, PodSockets, state_root};
 use crate::record::{ADDRESS_FILE, SHIM_LOG_FILE, write_atomically};
+use crate::spec::Document;
 use crate::undo::remove_file;
 
 /// Where the shim finds its listening socket.
@@ -60,13 +62,22 @@ pub fn start(identity: &Identity) -> Result<String, BootstrapError> {
     };
     // Read again by the shim itself; said here, where the client hears it.
     Config::load()?;
+    let identity = Identity { id: pod_of(&bundle, &identity.id), ..identity.clone() };
     let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
     sockets.create_directory()?;
     let _lock = lock(&sockets.lock)?;
-    let result = start_locked(identity, &bundle, &sockets);
+    let result = start_locked(&identity, &bundle, &sockets);
     // Ours until the lock is dropped; others notice that it was removed under them.
     remove_file(&sockets.lock).map_err(step("remove", &sockets.lock))?;
     result
+}
+
+/// The pod that a container belongs to, which names the shim. What cannot be read is for Create to complain of.
+fn pod_of(bundle: &Path, id: &str) -> String {
+    match Document::read(bundle, id) {
+        Ok(document) if is_valid_id(document.role.pod(id)) => document.role.pod(id).to_owned(),
+        _ => id.to_owned(),
+    }
 }
 
 fn start_locked(identity: &Identity, bundle: &Path, sockets: &PodSockets) -> Result<String, BootstrapError> {

@@ -1,4 +1,7 @@
 //! `delete`: cleans up after a shim from what is on disk, with nobody's help. Idempotent.
+//!
+//! A container in the VM of a pod's sandbox has nothing of its own outside of it: as long as the pod's shim lives, there is
+//! nothing to end, and the pod's other containers are not harmed.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -51,14 +54,20 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
             None
         })
     });
-    let killed = record.as_ref().map_or(Ok(()), end_processes);
-    let network = record.as_ref().and_then(|record| record.network.clone());
-    let network = network.map_or(Ok(()), NetworkRecord::clean_up);
+    let (killed, network, removed) = match &record {
+        Some(record) if record.sandbox.is_some() => (end_orphan(record), Ok(()), Ok(())),
+        record => {
+            let killed = record.as_ref().map_or(Ok(()), end_processes);
+            let network = record.as_ref().and_then(|record| record.network.clone());
+            let network = network.map_or(Ok(()), NetworkRecord::clean_up);
+            let sockets =
+                PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
+            (killed, network, sockets.remove().map_err(CleanupError::Sockets))
+        }
+    };
     if let Some(bundle) = &bundle {
         run_hooks(bundle, &identity.id);
     }
-    let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
-    let removed = sockets.remove().map_err(CleanupError::Sockets);
 
     let recorded = bundle.as_deref().and_then(|bundle| ExitRecord::read(bundle).ok().flatten());
     let exit = recorded.unwrap_or_else(|| {
@@ -98,6 +107,15 @@ fn end_processes(record: &ShimRecord) -> Result<(), CleanupError> {
     // The shim first: it would take the monitor's death for the container's end and record it.
     let shim = kill("shim", Some(record.shim_pid), Some(record.shim_start_ticks));
     shim.and(kill("monitor", record.vmm_pid, record.vmm_start_ticks))
+}
+
+/// The VM of a shim that is gone; it has ended with the shim, or is about to.
+fn end_orphan(record: &ShimRecord) -> Result<(), CleanupError> {
+    let failed = |source| CleanupError::Kill { what: "shim", pid: record.shim_pid, source };
+    match Pidfd::open(record.shim_pid, record.shim_start_ticks).map_err(failed)? {
+        Some(_) => Ok(()),
+        None => kill("monitor", record.vmm_pid, record.vmm_start_ticks),
+    }
 }
 
 fn kill(what: &'static str, pid: Option<u32>, started: Option<u64>) -> Result<(), CleanupError> {

@@ -1,6 +1,7 @@
 //! One container: its init, its execs, and what clients may ask of them while it exists.
 
 mod exec;
+mod sandbox;
 mod supervise;
 
 use std::collections::BTreeMap;
@@ -15,11 +16,12 @@ use hull_protocol::agent::api::agent::{
 };
 use ttrpc::proto::Code;
 
-pub use supervise::supervise_init;
+pub use sandbox::{Ending, SandboxEnd};
+pub use supervise::{supervise_init, vm_died};
 
 use crate::error::TaskError;
 use crate::events::{Event, Events};
-use crate::pod::{AgentError, PowerOff, Vm, start_ticks};
+use crate::pod::{AgentError, Attachments, PowerOff, Vm, start_ticks, usage_of};
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
 
@@ -52,12 +54,26 @@ pub enum Reach {
     Container,
 }
 
+/// What a container is to its VM.
+pub enum Kind {
+    /// The VM is its own, and ends with it.
+    Alone,
+    /// It shares the VM, and takes along what was added for it.
+    Member(Mutex<Option<Attachments>>),
+    /// It stands for the VM, and runs nothing.
+    Sandbox(SandboxEnd),
+}
+
 /// A container that was created.
 pub struct Container {
     /// Its id.
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
+    /// What it is to its VM.
+    pub kind: Kind,
+    /// The id of the pod's sandbox, where it is another container.
+    pub sandbox: Option<String>,
     /// Who ends the pod after it.
     pub lifecycle: Lifecycle,
     /// The VM it runs in.
@@ -78,6 +94,10 @@ pub struct Parts {
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
+    /// What it is to its VM.
+    pub kind: Kind,
+    /// The id of the pod's sandbox, where it is another container.
+    pub sandbox: Option<String>,
     /// Who ends the pod after it.
     pub lifecycle: Lifecycle,
     /// The VM it runs in.
@@ -93,10 +113,12 @@ pub struct Parts {
 impl Container {
     /// A container whose init process is created.
     pub fn new(parts: Parts) -> Self {
-        let Parts { id, bundle, lifecycle, vm, power_off, init, events } = parts;
+        let Parts { id, bundle, kind, sandbox, lifecycle, vm, power_off, init, events } = parts;
         Self {
             id,
             bundle,
+            kind,
+            sandbox,
             lifecycle,
             vm,
             power_off,
@@ -125,7 +147,9 @@ impl Container {
             self.init.end_start(Phase::Created);
             return Err(error.into());
         }
-        if let Err(error) = self.vm.agent.start_process(&self.init.request()).await {
+        if !self.is_sandbox()
+            && let Err(error) = self.vm.agent.start_process(&self.init.request()).await
+        {
             self.init.end_start(Phase::Created);
             return Err(error.about_the_program().into());
         }
@@ -143,7 +167,29 @@ impl Container {
 
     /// The record for the bundle.
     pub fn record(&self, started_at: Option<SystemTime>) -> ShimRecord {
-        shim_record(&self.vm, started_at)
+        let mut record = shim_record(&self.vm, started_at);
+        record.container_pid = Some(self.init.pid());
+        record.sandbox.clone_from(&self.sandbox);
+        record
+    }
+
+    /// Whether further containers can be made in its VM.
+    pub fn is_running_sandbox(&self) -> bool {
+        self.is_sandbox() && !matches!(self.init.phase(), Phase::Exited(_)) && self.vm.ended().now().is_none()
+    }
+
+    fn is_sandbox(&self) -> bool {
+        matches!(self.kind, Kind::Sandbox(_))
+    }
+
+    /// A sandbox runs nothing that could be asked.
+    fn require_processes(&self) -> Result<(), TaskError> {
+        if self.is_sandbox() {
+            return Err(TaskError::Unsupported(
+                "a pod's sandbox has no processes: use one of its containers",
+            ));
+        }
+        Ok(())
     }
 
     /// Sends a signal.
@@ -164,6 +210,10 @@ impl Container {
             Phase::Created | Phase::Starting | Phase::Running => {}
         }
         if signal == 0 {
+            return Ok(());
+        }
+        if let Kind::Sandbox(end) = &self.kind {
+            end.signal(signal);
             return Ok(());
         }
         let request = SignalProcessRequest {
@@ -192,7 +242,7 @@ impl Container {
         let process = self.process(exec)?;
         match process.phase() {
             Phase::Exited(_) => return Err(TaskError::WrongState { action: "resize", state: "stopped" }),
-            _ if !process.stdio.terminal => return Ok(()),
+            _ if !process.stdio.terminal || self.is_sandbox() => return Ok(()),
             // The agent does not know an exec before its start.
             Phase::Created | Phase::Starting if process.exec.is_some() => {
                 process.keep_size(size);
@@ -216,6 +266,7 @@ impl Container {
 
     /// Freezes every process.
     pub async fn pause(&self) -> Result<(), TaskError> {
+        self.require_processes()?;
         self.require_running("pause")?;
         self.freeze_step("pause", Freezer::Thawed, Freezer::Freezing)?;
         let result = self.vm.agent.pause_container(&self.agent_request()).await;
@@ -229,6 +280,7 @@ impl Container {
 
     /// Lets every process go on.
     pub async fn resume(&self) -> Result<(), TaskError> {
+        self.require_processes()?;
         self.require_running("resume")?;
         self.freeze_step("resume", Freezer::Frozen, Freezer::Freezing)?;
         let result = self.vm.agent.resume_container(&self.agent_request()).await;
@@ -245,6 +297,7 @@ impl Container {
         if matches!(self.init.phase(), Phase::Exited(_)) {
             return Err(TaskError::WrongState { action: "update", state: "stopped" });
         }
+        self.require_processes()?;
         let request = UpdateContainerRequest {
             container_id: self.id.clone(),
             resources,
@@ -259,9 +312,34 @@ impl Container {
         if matches!(self.init.phase(), Phase::Exited(_)) {
             return Err(gone());
         }
+        if self.is_sandbox() {
+            return usage_of(self.vm.pid()).map_err(|error| {
+                log::warn!("{error}");
+                gone()
+            });
+        }
         match self.vm.agent.container_stats(&self.agent_request()).await {
             Err(AgentError::VmEnded(_)) => Err(gone()),
             other => Ok(other?),
+        }
+    }
+
+    /// Ends an init that waits to be started, so that it has an exit.
+    pub async fn kill_unstarted(&self) {
+        if self.init.phase() != Phase::Created {
+            return;
+        }
+        match self.kill("", libc::SIGKILL.unsigned_abs(), Reach::Process).await {
+            Ok(()) | Err(TaskError::Finished) => {}
+            Err(error) => log::warn!("{} cannot be ended before its start: {error}", self.id),
+        }
+    }
+
+    /// Removes what the guest still has of it.
+    pub async fn forget_in_guest(&self) {
+        match self.vm.agent.delete_container(&self.agent_request()).await {
+            Ok(()) | Err(AgentError::VmEnded(_) | AgentError::Refused { code: Code::NOT_FOUND, .. }) => {}
+            Err(error) => log::warn!("{} is left behind in the guest: {error}", self.id),
         }
     }
 

@@ -6,7 +6,7 @@
 use ttrpc::proto::Code;
 
 use crate::io::StdioError;
-use crate::pod::{AgentError, RootfsError, StartError};
+use crate::pod::{AgentError, PlugError, RootfsError, StartError};
 use crate::record::RecordError;
 use crate::spec::SpecError;
 
@@ -74,6 +74,9 @@ pub enum TaskError {
     /// A standard stream cannot be opened or attached.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// The VM did not take what the container needs.
+    #[error(transparent)]
+    Plug(#[from] PlugError),
     /// The VM did not come up.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -98,7 +101,7 @@ impl TaskError {
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
-            Self::WrongState { .. } | Self::Start(_) | Self::Record(_) => Code::UNKNOWN,
+            Self::WrongState { .. } | Self::Start(_) | Self::Plug(_) | Self::Record(_) => Code::UNKNOWN,
         }
     }
 

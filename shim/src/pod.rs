@@ -7,38 +7,42 @@ mod agent;
 mod artifacts;
 mod broker;
 mod create;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "a pod has one container, whose disks are there from the start")
-)]
 mod hotplug;
 mod jail;
 mod monitor;
 mod network;
 mod rootfs;
+mod usage;
 mod vm;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::TaskDelete;
 use tokio::sync::watch;
 
 pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
-pub use broker::{Broker, BrokerError};
+pub use broker::{Broker, BrokerError, Export};
+pub use hotplug::{Attachments, PlugError};
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
-pub use rootfs::{Disk, RootfsError, RootfsPlan};
+pub use rootfs::{Disk, OpenRootfs, RootfsError, RootfsNames, RootfsPlan};
+pub use usage::usage_of;
 pub use vm::{Booting, PowerOff, StartError, Vm, VmSpec};
 
 use crate::config::Config;
-use crate::container::Container;
+use crate::container::{Container, Ending, Kind, vm_died};
 use crate::error::TaskError;
 use crate::events::{Event, Events};
 use crate::paths::PodSockets;
 use crate::process::{Exit, Phase};
 use crate::record::Lifecycle;
+
+/// 128 + SIGKILL.
+const KILLED: u32 = 137;
+/// How long a sandbox's exit waits for those of its containers, which end with the VM.
+const MEMBERS_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The longest text of a guest that is repeated to a client, in characters.
 const GUEST_TEXT_MAX: usize = 1024;
@@ -177,14 +181,24 @@ impl Pod {
         self.container(id).map(|container| container.init.pid()).unwrap_or_default()
     }
 
-    /// Forgets a container that is not running, and ends the VM with it. Returns pid and exit of its init.
+    /// Forgets a container that is not running, and ends the VM with it if that is its own. Returns pid and exit of its
+    /// init.
     pub async fn delete(&self, id: &str) -> Result<(u32, Exit), TaskError> {
         let container = self.begin_delete(id)?;
-        // A container that was never started ends with the VM, which has no other.
-        if let Err(error) = container.vm.stop(container.power_off).await {
-            log::error!("{error}");
+        match &container.kind {
+            // A container that was never started ends with the VM, which has no other.
+            Kind::Alone => stop(&container.vm, container.power_off).await,
+            Kind::Sandbox(end) => end.ask(KILLED),
+            Kind::Member(_) => container.kill_unstarted().await,
         }
         let exit = container.init.exited().await;
+        if let Kind::Member(attachments) = &container.kind {
+            container.forget_in_guest().await;
+            let attached = attachments.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(attached) = attached {
+                container.vm.detach(attached).await;
+            }
+        }
         crate::hooks::poststop(&container.bundle, &container.id).await;
         let pid = container.init.pid();
         self.with_table(|table| table.remove(id));
@@ -218,38 +232,65 @@ impl Pod {
         }
     }
 
+    /// Every container that exists.
+    fn containers(&self) -> Vec<Arc<Container>> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let existing = table.values().filter_map(|slot| match slot {
+            Slot::Creating(_) => None,
+            Slot::Ready(container) | Slot::Deleting(container) => Some(Arc::clone(container)),
+        });
+        existing.collect()
+    }
+
     /// Lets the shim end: if nothing exists any more, or in any case.
     pub async fn shut_down(&self, mode: ShutdownMode) {
         if mode == ShutdownMode::WhenEmpty && !self.is_empty() {
             return;
         }
-        let containers: Vec<_> = {
-            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-            table
-                .values()
-                .filter_map(|slot| match slot {
-                    Slot::Creating(abandon) => {
-                        abandon.send_replace(Abandon::Yes);
-                        None
-                    }
-                    Slot::Ready(container) | Slot::Deleting(container) => Some(Arc::clone(container)),
-                })
-                .collect()
-        };
-        for container in containers {
-            if let Err(error) = container.vm.stop(PowerOff::Now).await {
-                log::error!("{error}");
+        for slot in self.table.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            if let Slot::Creating(abandon) = slot {
+                abandon.send_replace(Abandon::Yes);
             }
+        }
+        for container in self.containers() {
+            stop(&container.vm, PowerOff::Now).await;
             container.init.exited().await;
         }
         self.finish();
     }
 
+    /// Sees a sandbox to its end, and with it the VM and every container in it.
+    async fn supervise_sandbox(&self, sandbox: &Container, end: Ending) {
+        let ended = sandbox.vm.ended();
+        let exit = tokio::select! {
+            status = end.asked() => {
+                let orderly = self.containers().iter().any(|member| member.power_off == PowerOff::Orderly);
+                stop(&sandbox.vm, if orderly { PowerOff::Orderly } else { PowerOff::Now }).await;
+                Exit { status, at: SystemTime::now(), oom_killed: false, reason: String::new() }
+            }
+            how = ended.wait() => {
+                // What it has left is removed.
+                stop(&sandbox.vm, PowerOff::Now).await;
+                vm_died(&how)
+            }
+        };
+        let members = async {
+            for member in self.containers().iter().filter(|member| member.id != sandbox.id) {
+                member.init.exited().await;
+            }
+        };
+        if tokio::time::timeout(MEMBERS_DEADLINE, members).await.is_err() {
+            log::warn!("containers of {} outlive their VM", sandbox.id);
+        }
+        sandbox.end_sandbox(exit).await;
+    }
+
     /// Ends what a client would have ended, where none will.
     async fn after_exit(&self, container: &Container) {
-        if let Err(error) = container.vm.stop(container.power_off).await {
-            log::error!("{error}");
+        if !matches!(container.kind, Kind::Alone) {
+            return;
         }
+        stop(&container.vm, container.power_off).await;
         if container.lifecycle == Lifecycle::Managed {
             return;
         }
@@ -267,5 +308,11 @@ impl Pod {
 
     fn finish(&self) {
         self.state.send_replace(PodState::Finished);
+    }
+}
+
+async fn stop(vm: &Vm, how: PowerOff) {
+    if let Err(error) = vm.stop(how).await {
+        log::error!("{error}");
     }
 }

@@ -110,6 +110,9 @@ pub struct ShimRecord {
     /// The container's process id as the task service reports it, once it is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_pid: Option<u32>,
+    /// The pod's sandbox, where that is another container: the processes are the pod's and not this container's to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// When the container was started, RFC 3339 in UTC; absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,

@@ -5,7 +5,9 @@
 //! what would silently change the container's meaning is an error.
 
 mod files;
+mod namespaces;
 mod network;
+mod role;
 mod seccomp;
 mod shape;
 mod translate;
@@ -14,11 +16,13 @@ mod volumes;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::api::agent::File as GuestFile;
+use hull_protocol::agent::api::agent::{File as GuestFile, Namespaces};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use namespaces::Issued;
 pub use network::NetworkChoice;
+pub use role::Role;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
@@ -95,6 +99,14 @@ impl SpecError {
     }
 }
 
+/// `config.json` of a bundle, as it is.
+pub struct Document {
+    spec: Spec,
+    id: String,
+    /// What the container is to its pod.
+    pub role: Role,
+}
+
 /// A container's configuration, parsed and checked.
 #[derive(Clone, Debug)]
 pub struct ContainerConfig {
@@ -106,19 +118,17 @@ pub struct ContainerConfig {
     pub volumes: Vec<Volume>,
     /// Files of its own, which go to the guest.
     pub files: Vec<GuestFile>,
-    /// The pod's network.
-    pub network: NetworkChoice,
-    /// The VM it asks for.
-    pub shape: VmShape,
-    /// The pod's host name.
-    pub hostname: String,
+    /// The namespaces that it joins.
+    pub namespaces: Namespaces,
+    /// The path of the root file system, absolute or below the bundle.
+    pub root: PathBuf,
     /// Who ends the pod.
     pub lifecycle: Lifecycle,
 }
 
-impl ContainerConfig {
+impl Document {
     /// Reads `config.json` of a bundle.
-    pub fn read(bundle: &Path, id: &str, config: &Config) -> Result<Self, SpecError> {
+    pub fn read(bundle: &Path, id: &str) -> Result<Self, SpecError> {
         let path = bundle.join("config.json");
         let failed = |source| SpecError::Read { path: path.clone(), source };
         let mut bytes = Vec::new();
@@ -127,27 +137,49 @@ impl ContainerConfig {
         if bytes.len() as u64 > CONFIG_MAX {
             return Err(SpecError::TooLong(path));
         }
-        Self::parse(&bytes, id, bundle, config)
+        let malformed = |source| SpecError::Malformed { what: "config.json", source };
+        let spec: Spec = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let role = Role::of(spec.annotations().as_ref(), id)?;
+        Ok(Self { spec, id: id.to_owned(), role })
     }
 
-    fn parse(json: &[u8], id: &str, bundle: &Path, config: &Config) -> Result<Self, SpecError> {
-        let malformed = |source| SpecError::Malformed { what: "config.json", source };
-        let mut spec: Spec = serde_json::from_slice(json).map_err(malformed)?;
-        annotations_allowed(&spec, config)?;
-        let shape = VmShape::of(&spec, &config.vm)?;
-        let lifecycle = shape::lifecycle(&spec)?;
-        let network = NetworkChoice::of(&spec)?;
-        let files = files::take(&mut spec, bundle)?;
-        let volumes = translate::container(&mut spec, id)?;
-        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
-        let mut hostname = spec.hostname().clone().unwrap_or_else(|| id.to_owned());
+    /// The VM that it asks for.
+    pub fn shape(&self, config: &Config) -> Result<VmShape, SpecError> {
+        VmShape::of(&self.spec, &self.role, &config.vm)
+    }
+
+    /// Whether it asks for nothing that is the administrator's to choose.
+    pub fn check(&self, config: &Config) -> Result<(), SpecError> {
+        annotations_allowed(&self.spec, config)
+    }
+
+    /// The network that it asks for.
+    pub fn network(&self) -> Result<NetworkChoice, SpecError> {
+        NetworkChoice::of(&self.spec)
+    }
+
+    /// The pod's host name.
+    pub fn hostname(&self) -> String {
+        let mut hostname = self.spec.hostname().clone().unwrap_or_else(|| self.id.clone());
         if hostname.len() > HOSTNAME_MAX {
             let end =
                 (0..=HOSTNAME_MAX).rev().find(|&end| hostname.is_char_boundary(end)).unwrap_or_default();
             hostname.truncate(end);
         }
+        hostname
+    }
+
+    /// The container in the guest. `issued` are the numbers of the pod's containers, if it is in one.
+    pub fn translate(self, bundle: &Path, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
+        let Self { mut spec, id, .. } = self;
+        let lifecycle = shape::lifecycle(&spec)?;
+        let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
+        let files = files::take(&mut spec, bundle)?;
+        let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
+        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
+        let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(Self { guest_spec, seccomp, volumes, files, network, shape, hostname, lifecycle })
+        Ok(ContainerConfig { guest_spec, seccomp, volumes, files, namespaces, root, lifecycle })
     }
 }
 

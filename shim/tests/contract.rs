@@ -179,11 +179,11 @@ async fn bad_requests_leave_nothing() {
     pod.config["mounts"] = serde_json::json!([{"destination": "/d", "source": "srv", "options": ["bind"]}]);
     let client = pod.connect().await;
     assert_eq!(code(soon(client.create(&pod.request)).await), Code::UNIMPLEMENTED);
-    let mut overlay = pod.request.clone();
-    overlay.rootfs[0].type_ = "overlay".into();
+    let mut xfs = pod.request.clone();
+    xfs.rootfs[0].type_ = "xfs".into();
     pod.config["mounts"] = serde_json::json!([]);
     fs::write(pod.bundle().join("config.json"), pod.config.to_string()).unwrap();
-    assert_eq!(code(soon(client.create(&overlay)).await), Code::UNIMPLEMENTED);
+    assert_eq!(code(soon(client.create(&xfs)).await), Code::UNIMPLEMENTED);
     let mut logger = pod.request.clone();
     logger.stdout = "binary:///bin/logger".into();
     assert_eq!(code(soon(client.create(&logger)).await), Code::UNIMPLEMENTED);

@@ -6,7 +6,10 @@
 // A test that cannot go on is a test that failed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod containerd;
 pub mod craft;
+pub mod cri;
+pub mod docker;
 pub mod hull;
 pub mod leaks;
 pub mod libseccomp;

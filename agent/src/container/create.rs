@@ -66,9 +66,10 @@ pub async fn run(
         {
             cgroup.delegate(uid, gid)?;
         }
-        rootfs.mount(&environment.disks, &environment.children, request, user).await?;
+        let Environment { disks, volumes, children, .. } = environment;
+        rootfs.mount(disks, volumes, children, request, user).await?;
         if spec.uses_volumes() {
-            environment.volumes.mount(&environment.children).await.map_err(RootfsError::Work)?;
+            volumes.mount(children).await.map_err(RootfsError::Work)?;
         }
         for tmpfs in spec.shared_tmpfs() {
             let children = &environment.children;

@@ -228,7 +228,8 @@ impl Agent for FakeAgent {
             return refuse(Code::NOT_FOUND, "no such process");
         };
         let signal = i32::try_from(request.signal).unwrap();
-        match (process.pid, process.exit.borrow().is_some()) {
+        let exited = process.exit.borrow().is_some();
+        match (process.pid, exited) {
             (_, true) => return refuse(Code::NOT_FOUND, "finished"),
             (Some(pid), false) => {
                 // SAFETY: kill takes integers; the child is not reaped while its thread still waits for it.
@@ -278,6 +279,20 @@ impl Agent for FakeAgent {
 
     async fn delete_exec(&self, _: &TtrpcContext, request: api::ProcessRequest) -> ttrpc::Result<api::Empty> {
         self.processes.lock().unwrap().remove(&key(&request));
+        Ok(api::Empty::new())
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::ContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let mut processes = self.processes.lock().unwrap();
+        let before = processes.len();
+        processes.retain(|(container, _), _| *container != request.container_id);
+        if processes.len() == before {
+            return refuse(Code::NOT_FOUND, "no such container");
+        }
         Ok(api::Empty::new())
     }
 

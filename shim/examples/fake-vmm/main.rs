@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 mod agent;
+mod broker;
 mod streams;
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -74,6 +75,9 @@ pub fn note(line: &str) {
 }
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some("broker") {
+        broker::run();
+    }
     let fault = Fault::parse(std::env::args().nth(1).as_deref());
     // SAFETY: the shim passed the descriptor for this process to own.
     let control = Channel::from(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });

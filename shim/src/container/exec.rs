@@ -30,6 +30,7 @@ impl Container {
         if let Phase::Exited(_) = self.init.phase() {
             return Err(TaskError::WrongState { action: "exec in", state: "stopped" });
         }
+        self.require_processes()?;
         if self.freezer() != Freezer::Thawed {
             return Err(TaskError::WrongState { action: "exec in", state: "paused" });
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 
-use super::Container;
+use super::{Container, Kind};
 use crate::events::Event;
 use crate::io::{ProcessIo, StreamTotals};
 use crate::pod::{AgentError, PowerOff, VmEnd, printable};
@@ -62,6 +62,12 @@ pub async fn supervise_init(container: Arc<Container>, io: ProcessIo) -> Exit {
             exec.set_exited(never_started());
         }
     }
+    record_and_announce(&container, exit.clone());
+    exit
+}
+
+/// The end of an init: on disk, then to everybody.
+pub(super) fn record_and_announce(container: &Container, exit: Exit) {
     let record = ExitRecord {
         exit_code: exit.status,
         exited_at: crate::time::rfc3339(exit.at),
@@ -76,8 +82,7 @@ pub async fn supervise_init(container: Arc<Container>, io: ProcessIo) -> Exit {
         event.container_id.clone_from(&container.id);
         container.events.send(Event::Oom(event));
     }
-    announce(&container, &init, exit.clone());
-    exit
+    announce(container, &container.init, exit);
 }
 
 async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Exit {
@@ -95,9 +100,12 @@ async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Ex
         }
         Err(AgentError::VmEnded(end)) => (vm_died(&end), None, AFTER_DEATH),
         Err(error) => {
-            // Without its agent a container cannot be known to run or not to run.
             log::error!("{} is lost: {error}", process.container);
-            if let Err(error) = container.vm.stop(PowerOff::Now).await {
+            // Without its agent a container cannot be known to run or not to run.
+            let agent_answers = matches!(error, AgentError::Refused { .. });
+            if (matches!(container.kind, Kind::Alone) || !agent_answers)
+                && let Err(error) = container.vm.stop(PowerOff::Now).await
+            {
                 log::error!("{error}");
             }
             let reason = format!("the agent is lost: {}", printable(&error.to_string()));

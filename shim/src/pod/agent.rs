@@ -177,6 +177,12 @@ impl Agent {
             .map(drop)
     }
 
+    /// Removes a container and what still runs in it.
+    pub async fn delete_container(&self, request: &ContainerRequest) -> Result<(), AgentError> {
+        let answer = self.client.delete_container(Context::default(), request);
+        self.call("DeleteContainer", Some(DEADLINE), answer).await.map(drop)
+    }
+
     /// Freezes a container.
     pub async fn pause_container(&self, request: &ContainerRequest) -> Result<(), AgentError> {
         let answer = self.client.pause_container(Context::default(), request);

@@ -1,28 +1,44 @@
 //! From a Create request to a container: the VM, the root file system, the streams, the init process.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use hull_protocol::agent::api::agent::{CreateContainerRequest, SeccompFilter};
+use hull_protocol::agent::api::agent::{ContainerRequest, CreateContainerRequest, Rootfs, SeccompFilter};
 use hull_protocol::agent::is_valid_id;
 use tokio::sync::watch;
 
-use super::{Abandon, Booting, Pod, PowerOff, RootfsPlan, Slot, StartError, Vm, VmSpec, start_ticks};
-use crate::container::{Container, Parts, own_record, supervise_init};
+use super::{
+    Abandon, Booting, BrokerError, Export, PlugError, Pod, PowerOff, RootfsNames, RootfsPlan, Slot,
+    StartError, Vm, VmSpec, start_ticks,
+};
+use crate::container::{Container, Ending, Kind, Parts, SandboxEnd, own_record, shim_record, supervise_init};
 use crate::error::TaskError;
 use crate::events::Event;
 use crate::io::{ProcessIo, StdioSpec};
-use crate::process::Process;
-use crate::record::{CONSOLE_FILE, Record};
-use crate::spec::ContainerConfig;
+use crate::process::{GUEST_PID, Process};
+use crate::record::{CONSOLE_FILE, Lifecycle, Record};
+use crate::spec::{ContainerConfig, Document, Issued, Role, Volume};
 
 /// An id taken in the table. Given back when dropped, unless the container came to be.
 struct Reservation<'a> {
     pod: &'a Pod,
     id: String,
     abandoned: watch::Receiver<Abandon>,
+}
+
+/// What is to be created.
+struct Order<'a> {
+    request: &'a CreateTaskRequest,
+    bundle: PathBuf,
+    document: Document,
+}
+
+/// How a new container is seen to its end.
+enum Supervision {
+    Process(ProcessIo),
+    Sandbox(Ending),
 }
 
 impl Reservation<'_> {
@@ -42,8 +58,8 @@ impl Drop for Reservation<'_> {
 }
 
 impl Pod {
-    /// Creates a container, and the VM for it. Returns the pid that stands for it on the host. Whatever fails,
-    /// everything before it is undone.
+    /// Creates a container, and the VM for it if it is the pod's first. Returns the pid that stands for it on the host.
+    /// Whatever fails, everything before it is undone.
     pub async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<u32, TaskError> {
         if !is_valid_id(&request.id) {
             return Err(TaskError::InvalidId(request.id));
@@ -51,120 +67,272 @@ impl Pod {
         if !request.checkpoint.is_empty() {
             return Err(TaskError::Unsupported("restoring a checkpoint is not supported"));
         }
-        let reservation = self.reserve(&request.id)?;
+        let bundle = PathBuf::from(&request.bundle);
+        if !bundle.is_absolute() {
+            return Err(TaskError::Invalid(format!("the bundle {:?} is no absolute path", request.bundle)));
+        }
+        let document = Document::read(&bundle, &request.id)?;
+        document.check(&self.config)?;
+        let role = document.role.clone();
+        let (reservation, sandbox) = self.reserve(&request.id, &role)?;
         let mut abandoned = reservation.abandoned.clone();
-        let (container, io) = tokio::select! {
-            built = self.build(&request) => built?,
+        let order = Order { request: &request, bundle, document };
+        let build = async {
+            match (role, sandbox) {
+                (Role::Member { .. }, Some(sandbox)) => Box::pin(self.build_member(order, &sandbox)).await,
+                (Role::Sandbox, _) => Box::pin(self.build_sandbox(order)).await,
+                (Role::Alone | Role::Member { .. }, _) => Box::pin(self.build_alone(order)).await,
+            }
+        };
+        let (container, rest) = tokio::select! {
+            built = build => built?,
             _ = abandoned.wait_for(|abandon| *abandon == Abandon::Yes) => {
                 return Err(StartError::Abandoned.into());
             }
         };
+        let container = Arc::new(container);
         let pid = container.init.pid();
         self.events().send(Event::Create(create_event(&request, pid)));
         reservation.fulfil(Arc::clone(&container));
         let pod = Arc::clone(self);
         tokio::spawn(async move {
-            supervise_init(Arc::clone(&container), io).await;
-            pod.after_exit(&container).await;
+            match rest {
+                Supervision::Process(io) => {
+                    supervise_init(Arc::clone(&container), io).await;
+                    pod.after_exit(&container).await;
+                }
+                Supervision::Sandbox(end) => pod.supervise_sandbox(&container, end).await,
+            }
         });
         Ok(pid)
     }
 
-    fn reserve(&self, id: &str) -> Result<Reservation<'_>, TaskError> {
+    /// Takes the id, and finds the sandbox that the container belongs to.
+    fn reserve(&self, id: &str, role: &Role) -> Result<(Reservation<'_>, Option<Arc<Container>>), TaskError> {
         if *self.state.borrow() == super::PodState::Finished {
             return Err(TaskError::ShuttingDown);
         }
-        let abandoned = self.with_table(|table| {
+        let (abandoned, sandbox) = self.with_table(|table| {
             if table.contains_key(id) {
                 return Err(TaskError::Exists(format!("container {id:?}")));
             }
-            if !table.is_empty() {
-                return Err(TaskError::Unsupported("a second container in a pod is not supported yet"));
-            }
+            let sandbox = match role {
+                Role::Alone | Role::Sandbox if table.is_empty() => None,
+                Role::Alone | Role::Sandbox => {
+                    return Err(TaskError::Unsupported("a second container in a pod without a sandbox"));
+                }
+                Role::Member { sandbox } => match table.get(sandbox) {
+                    Some(Slot::Ready(container)) if container.is_running_sandbox() => {
+                        Some(Arc::clone(container))
+                    }
+                    _ => {
+                        return Err(TaskError::Precondition {
+                            action: "create the container",
+                            subject: "pod's sandbox",
+                            state: "not running",
+                        });
+                    }
+                },
+            };
             let (abandon, abandoned) = watch::channel(Abandon::No);
             table.insert(id.to_owned(), Slot::Creating(abandon));
-            Ok(abandoned)
+            Ok((abandoned, sandbox))
         })?;
-        Ok(Reservation { pod: self, id: id.to_owned(), abandoned })
+        Ok((Reservation { pod: self, id: id.to_owned(), abandoned }, sandbox))
     }
 
-    async fn build(&self, request: &CreateTaskRequest) -> Result<(Arc<Container>, ProcessIo), TaskError> {
-        let bundle = PathBuf::from(&request.bundle);
-        if !bundle.is_absolute() {
-            return Err(TaskError::Invalid(format!("the bundle {:?} is no absolute path", request.bundle)));
-        }
-        let config = ContainerConfig::read(&bundle, &request.id, &self.config)?;
-        let rootfs = RootfsPlan::parse(&request.rootfs)?;
-        let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
+    /// A container with a VM of its own.
+    async fn build_alone(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
+        let Order { request, bundle, document } = order;
+        let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
+        let network = document.network()?;
+        let config = document.translate(&bundle, None)?;
+        let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
+        let stdio = stdio(request)?;
+        let names = RootfsNames::first(&request.id);
+        let open = rootfs.open(&names).await?;
+        let volumes = exports(&config.volumes).map_err(StartError::from)?;
+        let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
-            vcpus: config.shape.vcpus,
-            online_vcpus: config.shape.vcpus,
-            memory_mib: config.shape.memory_mib,
-            disks: rootfs.open()?,
-            volumes: config.volumes.clone(),
-            network: config.network.clone(),
+            vcpus: shape.vcpus,
+            online_vcpus: shape.vcpus,
+            memory_mib: shape.memory_mib,
+            disks: open.disks,
+            // Without a file to share there is no broker.
+            exports: (!exports.is_empty()).then_some(exports),
+            network,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
-            hostname: config.hostname.clone(),
+            hostname,
         };
+        let vm = self.boot(spec, &bundle).await?;
+        let init = Arc::new(Process::new(&request.id, None, stdio));
+        init.set_pid(vm.pid());
+        let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
+        match prepare_init(&vm, &init, &config, agents).await {
+            Ok(io) => {
+                let container = Container::new(Parts {
+                    id: request.id.clone(),
+                    bundle,
+                    kind: Kind::Alone,
+                    sandbox: None,
+                    lifecycle: config.lifecycle,
+                    vm,
+                    power_off: power_off(&rootfs),
+                    init,
+                    events: self.events(),
+                });
+                Ok((container, Supervision::Process(io)))
+            }
+            Err(error) => {
+                super::stop(&vm, PowerOff::Now).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The VM of a pod whose containers come later. The sandbox's own root file system and mounts are not used.
+    async fn build_sandbox(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
+        let Order { request, bundle, document } = order;
+        let shape = document.shape(&self.config)?;
+        let spec = VmSpec {
+            vcpus: shape.vcpus,
+            online_vcpus: shape.vcpus,
+            memory_mib: shape.memory_mib,
+            disks: Vec::new(),
+            // A container that comes later may share files.
+            exports: Some(Vec::new()),
+            network: document.network()?,
+            console: bundle.join(CONSOLE_FILE),
+            stream_socket: self.sockets.streams.clone(),
+            hostname: document.hostname(),
+        };
+        let stdio = stdio(request)?;
+        let vm = self.boot(spec, &bundle).await?;
+        let init = Arc::new(Process::new(&request.id, None, stdio));
+        init.set_pid(vm.pid());
+        let (end, ending) = SandboxEnd::new();
+        let container = Container::new(Parts {
+            id: request.id.clone(),
+            bundle,
+            kind: Kind::Sandbox(end),
+            sandbox: None,
+            lifecycle: Lifecycle::Managed,
+            vm,
+            power_off: PowerOff::Now,
+            init,
+            events: self.events(),
+        });
+        Ok((container, Supervision::Sandbox(ending)))
+    }
+
+    /// A further container in the VM of a sandbox.
+    async fn build_member(
+        &self,
+        order: Order<'_>,
+        sandbox: &Container,
+    ) -> Result<(Container, Supervision), TaskError> {
+        let Order { request, bundle, document } = order;
+        let vm = Arc::clone(&sandbox.vm);
+        let mut record = shim_record(&vm, None);
+        record.container_pid = None;
+        record.sandbox = Some(sandbox.id.clone());
+        // The pod's network is the sandbox's to give back.
+        record.network = None;
+        record.write(&bundle)?;
+        let config = document.translate(&bundle, Some(&self.issued(sandbox)))?;
+        let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
+        let stdio = stdio(request)?;
+        let names = vm.rootfs_names(&request.id);
+        let open = rootfs.open(&names).await?;
+        let attached = vm.attach(open, exports(&config.volumes).map_err(PlugError::from)?).await?;
+        let init = Arc::new(Process::new(&request.id, None, stdio));
+        let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
+        match prepare_init(&vm, &init, &config, agents).await {
+            Ok(io) => {
+                let container = Container::new(Parts {
+                    id: request.id.clone(),
+                    bundle,
+                    kind: Kind::Member(Mutex::new(Some(attached))),
+                    sandbox: Some(sandbox.id.clone()),
+                    lifecycle: Lifecycle::Managed,
+                    vm,
+                    power_off: power_off(&rootfs),
+                    init,
+                    events: self.events(),
+                });
+                Ok((container, Supervision::Process(io)))
+            }
+            Err(error) => {
+                let request =
+                    ContainerRequest { container_id: request.id.clone(), ..ContainerRequest::default() };
+                // Where the agent refused, there is nothing to delete.
+                if let Err(error) = vm.agent.delete_container(&request).await {
+                    log::debug!("{error}");
+                }
+                vm.detach(attached).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The numbers by which a container may name the namespaces of others.
+    fn issued(&self, sandbox: &Container) -> Issued {
+        let containers = self.containers();
+        let others = containers.iter().filter(|other| other.id != sandbox.id);
+        let containers = others.map(|other| (other.init.pid(), other.id.clone())).collect();
+        Issued { sandbox: sandbox.init.pid(), containers }
+    }
+
+    async fn boot(&self, spec: VmSpec, bundle: &Path) -> Result<Arc<Vm>, TaskError> {
         let booting = Booting::prepare(spec, &self.config).await?;
         // On disk before it runs: `delete` must find it even if this process is killed now.
         let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         record.vmm_pid = Some(booting.pid());
         record.vmm_start_ticks = start_ticks(booting.pid());
         record.network = booting.network_record();
-        if let Err(error) = record.write(&bundle) {
+        if let Err(error) = record.write(bundle) {
             booting.abandon().await;
             return Err(error.into());
         }
-        let vm = Arc::new(booting.boot().await?);
-        let init = Arc::new(Process::new(&request.id, None, stdio));
-        init.set_pid(vm.pid());
-        match self.prepare_init(&vm, &init, &config, &rootfs).await {
-            Ok(io) => {
-                let power_off = if rootfs.is_persistent() { PowerOff::Orderly } else { PowerOff::Now };
-                let container = Container::new(Parts {
-                    id: request.id.clone(),
-                    bundle,
-                    lifecycle: config.lifecycle,
-                    vm,
-                    power_off,
-                    init,
-                    events: self.events(),
-                });
-                Ok((Arc::new(container), io))
-            }
-            Err(error) => {
-                if let Err(error) = vm.stop(PowerOff::Now).await {
-                    log::error!("{error}");
-                }
-                Err(error)
-            }
-        }
+        Ok(Arc::new(booting.boot().await?))
     }
+}
 
-    async fn prepare_init(
-        &self,
-        vm: &Vm,
-        init: &Process,
-        config: &ContainerConfig,
-        rootfs: &RootfsPlan,
-    ) -> Result<ProcessIo, TaskError> {
-        let mut rootfs = rootfs.for_agent(config.shape.tmpfs_bytes());
-        rootfs.files.clone_from(&config.files);
-        let request = CreateContainerRequest {
-            container_id: init.container.clone(),
-            spec: config.guest_spec.clone(),
-            rootfs: Some(rootfs).into(),
-            stdio: Some(init.agent_stdio()).into(),
-            seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
-            ..CreateContainerRequest::default()
-        };
-        vm.agent.create_container(&request).await.map_err(super::AgentError::about_the_program)?;
-        let io = ProcessIo::attach(&init.stdio, &vm.streams, &init.container, None).await?;
-        init.attached(io.control());
-        Ok(io)
-    }
+fn stdio(request: &CreateTaskRequest) -> Result<StdioSpec, TaskError> {
+    Ok(StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?)
+}
+
+fn exports(volumes: &[Volume]) -> Result<Vec<Export>, BrokerError> {
+    volumes.iter().map(Export::of_volume).collect()
+}
+
+fn power_off(rootfs: &RootfsPlan) -> PowerOff {
+    if rootfs.is_persistent() { PowerOff::Orderly } else { PowerOff::Now }
+}
+
+/// Has the agent make the container, and attaches its streams. An init without a pid on the host gets one.
+async fn prepare_init(
+    vm: &Vm,
+    init: &Process,
+    config: &ContainerConfig,
+    mut rootfs: Rootfs,
+) -> Result<ProcessIo, TaskError> {
+    rootfs.files.clone_from(&config.files);
+    let request = CreateContainerRequest {
+        container_id: init.container.clone(),
+        spec: config.guest_spec.clone(),
+        rootfs: Some(rootfs).into(),
+        stdio: Some(init.agent_stdio()).into(),
+        seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
+        namespaces: Some(config.namespaces.clone()).into(),
+        ..CreateContainerRequest::default()
+    };
+    let pid = vm.agent.create_container(&request).await.map_err(super::AgentError::about_the_program)?;
+    init.set_pid(pid | GUEST_PID);
+    let io = ProcessIo::attach(&init.stdio, &vm.streams, &init.container, None).await?;
+    init.attached(io.control());
+    Ok(io)
 }
 
 fn seccomp_filter(filter: &hull_seccomp::Filter) -> SeccompFilter {

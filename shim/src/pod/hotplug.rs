@@ -1,9 +1,10 @@
-//! Disks that come and go while the VM runs: the monitor fills a slot, then the agent has the guest's driver take it; in
-//! the opposite order when it goes.
+//! What comes and goes with a container while the VM runs: disks and shared folders.
+//!
+//! For a disk the monitor fills a slot, then the agent has the guest's driver take it; in the opposite order when it goes.
 
 use hull_protocol::vmm::{DiskConfig, Request, Unplug};
 
-use super::{AgentError, Disk, MonitorError, Vm};
+use super::{AgentError, Broker, BrokerError, Disk, Export, MonitorError, OpenRootfs, Vm};
 
 /// A disk in a running VM.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,9 +14,20 @@ pub struct PluggedDisk {
     slot: u8,
 }
 
-/// Why a disk does not come or go.
+/// What a container has added to a running VM.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use = "what nobody remembers stays in the VM"]
+pub struct Attachments {
+    disks: Vec<PluggedDisk>,
+    exports: Vec<String>,
+}
+
+/// Why something does not come or go.
 #[derive(Debug, thiserror::Error)]
 pub enum PlugError {
+    /// The broker refused.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
     /// The monitor refused.
     #[error("the monitor does not change its devices: {0}")]
     Monitor(#[from] MonitorError),
@@ -25,9 +37,65 @@ pub enum PlugError {
 }
 
 impl Vm {
+    /// Gives the VM what a further container needs. Nothing of it is left when it fails.
+    pub async fn attach(&self, rootfs: OpenRootfs, volumes: Vec<Export>) -> Result<Attachments, PlugError> {
+        let mut attached = Attachments::default();
+        let exports = rootfs.export.into_iter().chain(volumes);
+        match self.attach_all(&mut attached, rootfs.disks, exports).await {
+            Ok(()) => Ok(attached),
+            Err(error) => {
+                self.detach(attached).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn attach_all(
+        &self,
+        attached: &mut Attachments,
+        disks: Vec<Disk>,
+        exports: impl Iterator<Item = Export>,
+    ) -> Result<(), PlugError> {
+        for export in exports {
+            let name = export.name.clone();
+            self.files()?.share(export).await?;
+            attached.exports.push(name);
+        }
+        for disk in disks {
+            attached.disks.push(self.plug_disk(disk).await?);
+        }
+        Ok(())
+    }
+
+    /// Takes back what a container needed, as far as it can be had; the failures are logged.
+    pub async fn detach(&self, attached: Attachments) {
+        let Attachments { disks, exports } = attached;
+        if self.ended().now().is_some() {
+            return;
+        }
+        for disk in disks {
+            if let Err(error) = self.unplug_disk(disk).await {
+                log::warn!("{error}");
+            }
+        }
+        for export in exports {
+            if let Err(error) = self.take_back(&export).await {
+                log::warn!("the guest keeps {export}: {error}");
+            }
+        }
+    }
+
+    async fn take_back(&self, export: &str) -> Result<(), PlugError> {
+        Ok(self.files()?.take_back(export).await?)
+    }
+
+    fn files(&self) -> Result<&Broker, PlugError> {
+        Ok(self.broker().ok_or(BrokerError::Ended)?)
+    }
+
     /// Gives the VM a further disk. When this returns, the guest finds it by its serial number. Nothing of it is left
     /// when it fails.
-    pub async fn plug_disk(&self, disk: Disk) -> Result<PluggedDisk, PlugError> {
+    async fn plug_disk(&self, disk: Disk) -> Result<PluggedDisk, PlugError> {
         let Disk { config, fds } = disk;
         let DiskConfig { serial, .. } = &config;
         let serial = serial.clone();
@@ -43,7 +111,7 @@ impl Vm {
 
     /// Takes a disk away. When this returns, its files are closed. A guest that does not let go of it in time loses it all
     /// the same, and that is then the error.
-    pub async fn unplug_disk(&self, disk: PluggedDisk) -> Result<(), PlugError> {
+    async fn unplug_disk(&self, disk: PluggedDisk) -> Result<(), PlugError> {
         let PluggedDisk { serial, slot } = disk;
         let let_go = self.agent.unbind_slot(slot).await;
         let how = if let_go.is_ok() { Unplug::Released } else { Unplug::Forced };
@@ -118,7 +186,7 @@ mod tests {
                 online_vcpus: 1,
                 memory_mib: 256,
                 disks: vec![disk("first")],
-                volumes: Vec::new(),
+                exports: None,
                 console: folder.path().join("console"),
                 stream_socket: folder.path().join("streams"),
                 network: crate::spec::NetworkChoice::Own,

@@ -1,33 +1,35 @@
-//! The root file system as virtio-blk disks, from the mounts of a Create request.
+//! The root file system, from the mounts of a Create request to what the monitor, the file broker and the agent are given.
 //!
 //! The kind of a mount comes from its declared type only, never from what lies at its path.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+mod disk;
+mod host;
+
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
-use hull_protocol::agent::api::agent::{ErofsDisk, Ext4Disk, Rootfs, TmpfsUpper};
+use hull_protocol::agent::api::agent::{ErofsDisk, Ext4Disk, Rootfs, SharedFolder, TmpfsUpper, WholeDisk};
 use hull_protocol::agent::{ROOTFS_SERIAL, UPPER_SERIAL};
-use hull_protocol::vmm::{DiskAccess, DiskConfig, DiskDiscard, DiskExtent, RateLimits};
+use hull_protocol::fs::ExportAccess;
+use hull_protocol::vmm::DiskAccess;
 use ttrpc::proto::Code;
 
-/// Blocks of an image disk.
-const BLOCK: u64 = 4096;
+pub use disk::Disk;
+use host::HostMount;
+
+use super::Export;
+
 /// Pieces of one disk: the descriptors of one control message.
 const EXTENTS_MAX: usize = hull_protocol::vmm::FDS_MAX;
 
 /// Why the root file system cannot be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
-    /// No mounts: the root file system is a host directory.
-    #[error("a root file system that is a directory of the host is not supported yet: pass an erofs mount")]
-    HostDirectory,
     /// A mount of another type.
     #[error(
-        "a root file system of type {kind:?} is not supported yet: use erofs, with ext4 for the writable layer"
+        "a root file system of type {kind:?} is not supported: use overlay, bind, ext4 or erofs (the overlayfs, native, devmapper or blockfile snapshotter)"
     )]
     Type {
         /// The declared type.
@@ -44,7 +46,7 @@ pub enum RootfsError {
         /// The option.
         option: String,
     },
-    /// A disk's file cannot be used.
+    /// A disk's file or a folder cannot be used.
     #[error("{path}: {source}", path = path.display())]
     Open {
         /// The file.
@@ -53,12 +55,20 @@ pub enum RootfsError {
         source: io::Error,
     },
     /// A disk's file is no whole number of blocks.
-    #[error("{path} is damaged: {length} bytes are not a multiple of {BLOCK}", path = path.display())]
+    #[error("{path} is damaged: {length} bytes are not a multiple of {block}", path = path.display(), block = disk::BLOCK)]
     Length {
         /// The file.
         path: PathBuf,
         /// Its length.
         length: u64,
+    },
+    /// A declared mount cannot be made.
+    #[error("cannot mount the root file system: {what}: {source}")]
+    Mount {
+        /// Which step.
+        what: String,
+        /// What the operating system said.
+        source: io::Error,
     },
 }
 
@@ -66,85 +76,174 @@ impl RootfsError {
     /// The status code for the client.
     pub fn code(&self) -> Code {
         match self {
-            Self::HostDirectory | Self::Type { .. } | Self::Option { .. } => Code::UNIMPLEMENTED,
+            Self::Type { .. } | Self::Option { .. } => Code::UNIMPLEMENTED,
             Self::Shape(_) => Code::INVALID_ARGUMENT,
-            Self::Open { .. } | Self::Length { .. } => Code::UNKNOWN,
+            Self::Open { .. } | Self::Length { .. } | Self::Mount { .. } => Code::UNKNOWN,
         }
     }
 }
 
-/// A disk with its open files.
-#[derive(Debug)]
-pub struct Disk {
-    /// What the monitor is told.
-    pub config: DiskConfig,
-    /// One descriptor for each extent.
-    pub fds: Vec<OwnedFd>,
-}
-
 /// What a Create request's mounts ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RootfsPlan {
-    /// Pieces of the image disk, in order.
-    lower: Vec<PathBuf>,
-    /// The writable disk; a tmpfs where there is none.
-    upper: Option<PathBuf>,
+pub enum RootfsPlan {
+    /// The disk of an image, read-only, with a writable layer.
+    Image {
+        /// Pieces of the image disk, in order.
+        lower: Vec<PathBuf>,
+        /// The writable disk; a tmpfs where there is none.
+        upper: Option<PathBuf>,
+    },
+    /// A disk with an ext4 file system.
+    Disk {
+        /// The block device or file.
+        path: PathBuf,
+        /// Whether the guest may write to it.
+        access: DiskAccess,
+    },
+    /// A folder of the host, mounted by somebody else.
+    Folder(PathBuf),
+    /// What is to be mounted on this folder, in order.
+    Mounts(PathBuf, Vec<HostMount>),
+}
+
+/// How the parts of a root file system are called in the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootfsNames {
+    /// Serial number of the lower or only disk.
+    pub lower: String,
+    /// Serial number of the writable disk.
+    pub upper: String,
+    /// Name of the shared folder.
+    pub folder: String,
+}
+
+impl RootfsNames {
+    /// For the container that a VM boots with.
+    pub fn first(container: &str) -> Self {
+        let (lower, upper) = (ROOTFS_SERIAL.to_owned(), UPPER_SERIAL.to_owned());
+        Self { lower, upper, folder: format!("{container}.root") }
+    }
+}
+
+/// The host's side of a root file system, open.
+#[derive(Debug, Default)]
+pub struct OpenRootfs {
+    /// For the monitor.
+    pub disks: Vec<Disk>,
+    /// For the file broker.
+    pub export: Option<Export>,
 }
 
 impl RootfsPlan {
-    /// Reads the mounts.
-    pub fn parse(mounts: &[Mount]) -> Result<Self, RootfsError> {
-        let mut lower = None;
-        let mut upper = None;
+    /// Reads the mounts. Without any, the root file system is the folder that `config.json` names; `root` is that path.
+    pub fn parse(mounts: &[Mount], bundle: &Path, root: &Path) -> Result<Self, RootfsError> {
+        let kinds: Vec<&str> = mounts.iter().map(|mount| mount.type_.as_str()).collect();
+        match kinds.as_slice() {
+            [] => Ok(Self::Folder(bundle.join(root))),
+            ["ext4"] => {
+                let (path, access) = ext4(&mounts[0])?;
+                Ok(Self::Disk { path, access })
+            }
+            kinds if kinds.iter().all(|kind| matches!(*kind, "erofs" | "ext4")) => Self::image(mounts),
+            kinds => match kinds.iter().find(|kind| !matches!(**kind, "overlay" | "bind")) {
+                Some(kind) if !matches!(*kind, "erofs" | "ext4") => {
+                    Err(RootfsError::Type { kind: (*kind).to_owned() })
+                }
+                Some(_) => {
+                    Err(RootfsError::Shape("disks and folders cannot be mixed in one root file system"))
+                }
+                None => {
+                    let mounts = mounts.iter().map(HostMount::parse).collect::<Result<_, _>>()?;
+                    Ok(Self::Mounts(bundle.join("rootfs"), mounts))
+                }
+            },
+        }
+    }
+
+    fn image(mounts: &[Mount]) -> Result<Self, RootfsError> {
+        let (mut lower, mut upper) = (None, None);
         for mount in mounts {
             if !mount.target.is_empty() && mount.target != "/" {
-                return Err(RootfsError::Shape("a mount inside the root file system is not supported yet"));
+                return Err(RootfsError::Shape("a disk inside the root file system is not supported yet"));
             }
             match mount.type_.as_str() {
                 "erofs" if lower.is_none() => lower = Some(erofs_pieces(mount)?),
                 "erofs" => return Err(RootfsError::Shape("more than one erofs mount is not supported yet")),
-                "ext4" if upper.is_none() => upper = Some(ext4_image(mount)?),
-                "ext4" => {
-                    return Err(RootfsError::Shape("more than one ext4 mount makes no root file system"));
-                }
-                other => return Err(RootfsError::Type { kind: other.to_owned() }),
+                _ if upper.is_none() => upper = Some(ext4(mount)?),
+                _ => return Err(RootfsError::Shape("more than one ext4 mount makes no root file system")),
             }
         }
-        match (lower, upper) {
-            (Some(lower), upper) if lower.len() <= EXTENTS_MAX => Ok(Self { lower, upper }),
-            (Some(_), _) => Err(RootfsError::Shape("the image has more layers than a disk can have pieces")),
-            (None, Some(_)) => {
-                Err(RootfsError::Shape("an ext4 mount without an erofs mount below it is not supported yet"))
+        let upper = match upper {
+            Some((_, DiskAccess::ReadOnly)) => {
+                return Err(RootfsError::Shape("the writable layer cannot be read-only"));
             }
-            (None, None) => Err(RootfsError::HostDirectory),
+            upper => upper.map(|(path, _)| path),
+        };
+        match lower {
+            Some(lower) if lower.len() <= EXTENTS_MAX => Ok(Self::Image { lower, upper }),
+            Some(_) => Err(RootfsError::Shape("the image has more layers than a disk can have pieces")),
+            None => Err(RootfsError::Shape("two ext4 mounts make no root file system")),
         }
     }
 
     /// Whether the guest can write to a disk that outlives it, so that it must be shut down in good order.
     pub fn is_persistent(&self) -> bool {
-        self.upper.is_some()
+        match self {
+            Self::Image { upper, .. } => upper.is_some(),
+            Self::Disk { access, .. } => *access == DiskAccess::ReadWrite,
+            // What was written to a shared folder is with the host.
+            Self::Folder(_) | Self::Mounts(..) => false,
+        }
     }
 
-    /// Opens everything.
-    pub fn open(&self) -> Result<Vec<Disk>, RootfsError> {
-        let mut disks = vec![open_disk(ROOTFS_SERIAL, DiskAccess::ReadOnly, &self.lower)?];
-        if let Some(upper) = &self.upper {
-            disks.push(open_disk(UPPER_SERIAL, DiskAccess::ReadWrite, std::slice::from_ref(upper))?);
-        }
-        Ok(disks)
+    /// Opens everything; what is to be mounted is mounted, for nobody else to see.
+    pub async fn open(&self, names: &RootfsNames) -> Result<OpenRootfs, RootfsError> {
+        let folder = |root: OwnedFd, path: &Path| {
+            let (name, path) = (names.folder.clone(), path.to_owned());
+            let export = Some(Export { name, path, access: ExportAccess::ReadWrite, root });
+            OpenRootfs { disks: Vec::new(), export }
+        };
+        Ok(match self {
+            Self::Image { lower, upper } => {
+                let mut disks = vec![Disk::open(&names.lower, DiskAccess::ReadOnly, lower)?];
+                if let Some(upper) = upper {
+                    let pieces = std::slice::from_ref(upper);
+                    disks.push(Disk::open(&names.upper, DiskAccess::ReadWrite, pieces)?);
+                }
+                OpenRootfs { disks, export: None }
+            }
+            Self::Disk { path, access } => {
+                let disks = vec![Disk::open(&names.lower, *access, std::slice::from_ref(path))?];
+                OpenRootfs { disks, export: None }
+            }
+            Self::Folder(path) => folder(host::copy_of(path)?, path),
+            Self::Mounts(path, mounts) => folder(host::mount(path, mounts).await?, path),
+        })
     }
 
     /// What the agent is told. A tmpfs takes at most `tmpfs_bytes` of the guest's memory.
     ///
-    /// There is an upper even for a read-only root file system: mount points that the image lacks are made there, and
+    /// There is an upper even for a read-only image: mount points that the image lacks are made there, and
     /// the agent remounts the whole read-only.
-    pub fn for_agent(&self, tmpfs_bytes: u64) -> Rootfs {
+    pub fn for_agent(&self, names: &RootfsNames, tmpfs_bytes: u64) -> Rootfs {
         let mut rootfs = Rootfs::new();
-        rootfs.set_erofs(ErofsDisk { serial: ROOTFS_SERIAL.to_owned(), ..ErofsDisk::default() });
-        if self.upper.is_some() {
-            rootfs.set_ext4(Ext4Disk { serial: UPPER_SERIAL.to_owned(), ..Ext4Disk::default() });
-        } else {
-            rootfs.set_tmpfs(TmpfsUpper { size_bytes: tmpfs_bytes, ..TmpfsUpper::default() });
+        let serial = names.lower.clone();
+        match self {
+            Self::Image { upper, .. } => {
+                rootfs.set_erofs(ErofsDisk { serial, ..ErofsDisk::default() });
+                if upper.is_some() {
+                    rootfs.set_ext4(Ext4Disk { serial: names.upper.clone(), ..Ext4Disk::default() });
+                } else {
+                    rootfs.set_tmpfs(TmpfsUpper { size_bytes: tmpfs_bytes, ..TmpfsUpper::default() });
+                }
+            }
+            Self::Disk { access, .. } => {
+                let read_only = *access == DiskAccess::ReadOnly;
+                rootfs.set_disk(WholeDisk { serial, read_only, ..WholeDisk::default() });
+            }
+            Self::Folder(_) | Self::Mounts(..) => {
+                rootfs.set_shared(SharedFolder { name: names.folder.clone(), ..SharedFolder::default() });
+            }
         }
         rootfs
     }
@@ -163,43 +262,20 @@ fn erofs_pieces(mount: &Mount) -> Result<Vec<PathBuf>, RootfsError> {
     Ok(pieces)
 }
 
-fn ext4_image(mount: &Mount) -> Result<PathBuf, RootfsError> {
-    match mount.options.iter().find(|option| !matches!(option.as_str(), "rw" | "loop")) {
-        Some(option) => Err(RootfsError::Option { kind: "ext4", option: option.clone() }),
-        None => Ok(PathBuf::from(&mount.source)),
-    }
-}
-
-fn open_disk(serial: &str, access: DiskAccess, pieces: &[PathBuf]) -> Result<Disk, RootfsError> {
-    let mut fds = Vec::with_capacity(pieces.len());
-    let mut extents = Vec::with_capacity(pieces.len());
-    for path in pieces {
-        let (file, length) =
-            open_piece(path, access).map_err(|source| RootfsError::Open { path: path.clone(), source })?;
-        if length == 0 || length % BLOCK != 0 {
-            return Err(RootfsError::Length { path: path.clone(), length });
+fn ext4(mount: &Mount) -> Result<(PathBuf, DiskAccess), RootfsError> {
+    let mut access = DiskAccess::ReadWrite;
+    for option in &mount.options {
+        match option.as_str() {
+            "ro" => access = DiskAccess::ReadOnly,
+            // The disk needs no loop device, and discards what the guest discards.
+            "rw" | "loop" | "discard" => {}
+            _ => return Err(RootfsError::Option { kind: "ext4", option: option.clone() }),
         }
-        extents.push(DiskExtent { offset: 0, length });
-        fds.push(file.into());
     }
-    let (discard, limits) = (DiskDiscard::On, RateLimits::default());
-    let config = DiskConfig { serial: serial.to_owned(), access, extents, discard, limits };
-    Ok(Disk { config, fds })
-}
-
-fn open_piece(path: &Path, access: DiskAccess) -> io::Result<(File, u64)> {
-    // O_NONBLOCK: a fifo in the place of a file must not hang the pod.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(access == DiskAccess::ReadWrite)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    let kind = file.metadata()?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
+    if !mount.target.is_empty() && mount.target != "/" {
+        return Err(RootfsError::Shape("a disk inside the root file system is not supported yet"));
     }
-    let length = file.seek(SeekFrom::End(0))?;
-    Ok((file, length))
+    Ok((PathBuf::from(&mount.source), access))
 }
 
 #[cfg(test)]
@@ -215,42 +291,73 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_pieces_of_an_image_become_one_disk() {
+    fn parse(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
+        RootfsPlan::parse(mounts, Path::new("/bundle"), Path::new("rootfs"))
+    }
+
+    #[tokio::test]
+    async fn the_pieces_of_an_image_become_one_disk() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("index"), vec![0; 4096]).unwrap();
         std::fs::write(path("layer"), vec![0; 8192]).unwrap();
         let device = format!("device={}", path("layer"));
-        let plan = RootfsPlan::parse(&[mount("erofs", &path("index"), &["ro", &device])]).unwrap();
-        let disks = plan.open().unwrap();
+        let plan = parse(&[mount("erofs", &path("index"), &["ro", &device])]).unwrap();
+        let names = RootfsNames::first("web");
+        let disks = plan.open(&names).await.unwrap().disks;
         assert_eq!(disks.len(), 1);
         assert_eq!(
             disks[0].config.extents.iter().map(|extent| extent.length).collect::<Vec<_>>(),
             [4096, 8192]
         );
         assert_eq!(disks[0].fds.len(), 2);
-        assert!(plan.for_agent(1).has_tmpfs() && !plan.is_persistent());
+        assert!(plan.for_agent(&names, 1).has_tmpfs() && !plan.is_persistent());
 
         std::fs::write(path("layer"), vec![0; 100]).unwrap();
-        let error = plan.open().unwrap_err().to_string();
+        let error = plan.open(&names).await.unwrap_err().to_string();
         assert!(error.contains("layer") && error.contains("4096"), "{error}");
     }
 
     #[test]
-    fn other_types_are_named() {
-        let error = RootfsPlan::parse(&[mount("overlay", "overlay", &[])]).unwrap_err();
-        assert!(error.to_string().contains("\"overlay\""));
-        assert_eq!(error.code(), Code::UNIMPLEMENTED);
-        assert!(matches!(RootfsPlan::parse(&[]), Err(RootfsError::HostDirectory)));
-        assert!(RootfsPlan::parse(&[mount("erofs", "/x", &["dm-verity=1"])]).is_err());
-        assert!(RootfsPlan::parse(&[mount("ext4", "/x", &["rw"])]).is_err());
+    fn the_declared_type_decides() {
+        let names = RootfsNames::first("web");
+        let overlay =
+            mount("overlay", "overlay", &["lowerdir=/a:/b", "upperdir=/u", "workdir=/w", "index=off"]);
+        assert!(parse(&[overlay]).unwrap().for_agent(&names, 1).has_shared());
+        assert!(
+            parse(&[mount("bind", "/dev/vda", &["rbind", "rw"])]).unwrap().for_agent(&names, 1).has_shared()
+        );
+        let disk = parse(&[mount("ext4", "/a/folder", &["ro"])]).unwrap();
+        assert!(disk.for_agent(&names, 1).disk().read_only && !disk.is_persistent());
+        let disk = parse(&[mount("ext4", "/dev/mapper/snap-1", &["rw", "discard"])]).unwrap();
+        assert!(!disk.for_agent(&names, 1).disk().read_only && disk.is_persistent());
+        assert_eq!(parse(&[]).unwrap(), RootfsPlan::Folder("/bundle/rootfs".into()));
+        let absolute = RootfsPlan::parse(&[], Path::new("/bundle"), Path::new("/var/merged")).unwrap();
+        assert_eq!(absolute, RootfsPlan::Folder("/var/merged".into()));
     }
 
     #[test]
-    fn a_directory_is_no_disk() {
+    fn what_is_not_supported_is_named() {
+        for (mounts, words) in [
+            (vec![mount("xfs", "/dev/dm-1", &["nouuid"])], "\"xfs\""),
+            (vec![mount("format/mkdir/overlay", "overlay", &[])], "format/mkdir/overlay"),
+            (vec![mount("erofs", "/x", &["dm-verity=1"])], "dm-verity=1"),
+            (vec![mount("ext4", "/x", &["data=journal"])], "data=journal"),
+            (vec![mount("bind", "/x", &["size=1"])], "size=1"),
+            (vec![mount("bind", "/x", &[]), mount("ext4", "/y", &[])], "mixed"),
+            (vec![mount("ext4", "/x", &[]), mount("ext4", "/y", &[])], "ext4"),
+            (vec![mount("erofs", "/x", &[]), mount("ext4", "/y", &["ro"])], "read-only"),
+        ] {
+            let error = parse(&mounts).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert!(matches!(error.code(), Code::UNIMPLEMENTED | Code::INVALID_ARGUMENT));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_no_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let plan = RootfsPlan::parse(&[mount("erofs", &folder.path().display().to_string(), &[])]).unwrap();
-        assert!(matches!(plan.open(), Err(RootfsError::Open { .. })));
+        let plan = parse(&[mount("erofs", &folder.path().display().to_string(), &[])]).unwrap();
+        assert!(matches!(plan.open(&RootfsNames::first("web")).await, Err(RootfsError::Open { .. })));
     }
 }

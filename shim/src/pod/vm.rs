@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
@@ -21,14 +22,14 @@ use super::hotplug::PlugError;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
 use super::{
-    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Monitor, MonitorError, VmEnd,
-    jail, printable,
+    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Monitor, MonitorError,
+    RootfsNames, VmEnd, jail, printable,
 };
 use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
 use crate::network::{NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
-use crate::spec::{NetworkChoice, Volume};
+use crate::spec::NetworkChoice;
 use crate::undo::{Undo, UndoError, remove_file};
 
 /// The monitor works without the guest until Boot; slow storage may hold it up.
@@ -57,8 +58,8 @@ pub struct VmSpec {
     pub memory_mib: u32,
     /// The disks, open.
     pub disks: Vec<Disk>,
-    /// What of the host's files the guest may reach.
-    pub volumes: Vec<Volume>,
+    /// What of the host's files the guest may reach; `None` where it never will reach any.
+    pub exports: Option<Vec<Export>>,
     /// File for the guest's console.
     pub console: PathBuf,
     /// Path for the monitor's vsock listener.
@@ -154,6 +155,11 @@ pub struct Vm {
     pub streams: Streams,
     /// What the boot took, where the monitor could say.
     pub boot: Option<BootRecord>,
+    /// Guest memory.
+    pub memory_mib: u32,
+    broker: Option<Broker>,
+    /// How many containers came after the first.
+    further: AtomicU32,
     monitor: Monitor,
     network: Option<Keeper>,
     stream_socket: PathBuf,
@@ -171,10 +177,12 @@ pub struct Booting {
 }
 
 struct VmSpecRest {
+    memory_mib: u32,
     boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
     hostname: String,
+    broker: Option<Broker>,
 }
 
 impl Booting {
@@ -217,9 +225,12 @@ impl Booting {
         let path = spec.stream_socket.clone();
         undo.push("the stream socket", async move { remove_file(&path) });
         let (ours, theirs) = Channel::pair().map_err(MonitorError::from_io)?;
-        let files = match spec.volumes.as_slice() {
-            [] => None,
-            volumes => Some(share(volumes, &artifacts.broker(&config.artifacts)?, undo).await?),
+        let (broker, files) = match spec.exports {
+            None => (None, None),
+            Some(exports) => {
+                let (broker, files) = share(exports, &artifacts.broker(&config.artifacts)?, undo).await?;
+                (Some(broker), Some(files))
+            }
         };
 
         let (network, devices) = match PodNetwork::open(&spec.network).await? {
@@ -278,12 +289,9 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let rest = VmSpecRest {
-            boot_timeout: config.vm.boot_timeout,
-            console: spec.console,
-            stream_socket: spec.stream_socket,
-            hostname: spec.hostname,
-        };
+        let VmSpec { memory_mib, console, stream_socket, hostname, .. } = spec;
+        let boot_timeout = config.vm.boot_timeout;
+        let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, broker };
         Ok((monitor, connections, network, rest))
     }
 
@@ -313,6 +321,9 @@ impl Booting {
                 agent,
                 boot,
                 network,
+                memory_mib: spec.memory_mib,
+                broker: spec.broker,
+                further: AtomicU32::new(0),
                 streams: Streams::new(spec.stream_socket.clone(), monitor.ended()),
                 monitor,
                 stream_socket: spec.stream_socket,
@@ -342,6 +353,26 @@ impl Vm {
     /// The monitor.
     pub(super) fn monitor(&self) -> &Monitor {
         &self.monitor
+    }
+
+    /// The file broker, if the VM has one.
+    pub(super) fn broker(&self) -> Option<&Broker> {
+        self.broker.as_ref()
+    }
+
+    /// Names for a further container's root file system, which no other in this VM has had.
+    pub fn rootfs_names(&self, container: &str) -> RootfsNames {
+        let number = self.further.fetch_add(1, Ordering::Relaxed);
+        RootfsNames {
+            lower: format!("rootfs-{number}"),
+            upper: format!("upper-{number}"),
+            folder: format!("{container}.root"),
+        }
+    }
+
+    /// The most that a writable layer in memory may take.
+    pub fn tmpfs_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) * (1 << 20) / 2
     }
 
     /// Makes the guest's network that of the pod's namespace.
@@ -461,18 +492,22 @@ async fn boot(
     Ok((agent, figures))
 }
 
-/// Starts the file broker with the volumes; what the monitor needs to speak with it.
-async fn share(volumes: &[Volume], broker: &Path, undo: &mut Undo) -> Result<OwnedFd, StartError> {
-    let mut broker = Broker::spawn(broker)?;
-    let result = match tokio::time::timeout(SETUP_TIMEOUT, broker.share(volumes)).await {
-        Ok(result) => result.map_err(StartError::from),
-        Err(_elapsed) => Err(BrokerError::Silent.into()),
-    };
+/// Starts the file broker with what it gives out; and what the monitor needs to speak with it.
+async fn share(
+    exports: Vec<Export>,
+    program: &Path,
+    undo: &mut Undo,
+) -> Result<(Broker, OwnedFd), StartError> {
+    let (broker, files) = Broker::start(program).await?;
+    let ended = broker.clone();
     undo.push("the file broker", async move {
-        broker.end().await;
+        ended.end().await;
         Ok(())
     });
-    result
+    for export in exports {
+        broker.share(export).await?;
+    }
+    Ok((broker, files))
 }
 
 /// Figures are worth having, and not worth failing for.

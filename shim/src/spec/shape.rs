@@ -1,16 +1,20 @@
-//! How large a VM a container asks for: by annotation, else from its limits, else the default.
+//! How large a VM a container asks for: by annotation, else from its limits, else the default. A sandbox's limits are those
+//! of its pod, which containerd's CRI plugin writes as annotations.
 
 use std::str::FromStr;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxCpu, Spec};
 
-use super::SpecError;
+use super::{Role, SpecError};
 use crate::config::VmDefaults;
 use crate::record::{Lifecycle, annotation};
 
 const MEMORY_MIB_MIN: u32 = 64;
 const MEMORY_MIB_MAX: u32 = 1 << 20;
 const VCPUS_MAX: u8 = 32;
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
 /// The size of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,27 +27,23 @@ pub struct VmShape {
 
 impl VmShape {
     /// The VM for a container, never larger than the administrator allows.
-    pub fn of(spec: &Spec, defaults: &VmDefaults) -> Result<Self, SpecError> {
+    pub fn of(spec: &Spec, role: &Role, defaults: &VmDefaults) -> Result<Self, SpecError> {
+        let limits = if *role == Role::Sandbox { Limits::of_pod(spec) } else { Limits::of_container(spec) };
         let memory_mib = match annotation(spec, annotation::MEMORY_MIB) {
             Some(value) => {
                 parse(annotation::MEMORY_MIB, value, "a number of MiB from 64 to 1048576", |mib: &u32| {
                     (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(mib)
                 })?
             }
-            None => memory_from_limit(spec, defaults),
+            None => limits.memory_mib(defaults),
         };
         let vcpus = match annotation(spec, annotation::VCPUS) {
             Some(value) => parse(annotation::VCPUS, value, "a number from 1 to 32", |count: &u8| {
                 (1..=VCPUS_MAX).contains(count)
             })?,
-            None => vcpus_from_quota(spec).unwrap_or(defaults.vcpus),
+            None => limits.vcpus().unwrap_or(defaults.vcpus),
         };
         Ok(Self { vcpus: vcpus.min(defaults.vcpus_max), memory_mib: memory_mib.min(defaults.memory_mib_max) })
-    }
-
-    /// The most that a writable layer in memory may take.
-    pub fn tmpfs_bytes(self) -> u64 {
-        u64::from(self.memory_mib) * (1 << 20) / 2
     }
 }
 
@@ -71,29 +71,51 @@ fn parse<T: FromStr>(
     })
 }
 
-fn memory_from_limit(spec: &Spec, defaults: &VmDefaults) -> u32 {
-    let limit = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref()?.memory().as_ref()?.limit())
-        .and_then(|limit| u64::try_from(limit).ok())
-        .filter(|&limit| limit > 0);
-    match limit {
-        Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
-            .unwrap_or(MEMORY_MIB_MAX)
-            .saturating_add(defaults.overhead_mib)
-            .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
-        None => defaults.memory_mib,
-    }
+/// What bounds the use of the host; what is absent is not bounded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    memory_bytes: Option<u64>,
+    cpu_quota: Option<u64>,
+    cpu_period: Option<u64>,
 }
 
-fn vcpus_from_quota(spec: &Spec) -> Option<u8> {
-    let quota = spec.linux().as_ref().and_then(|linux| {
-        let cpu = linux.resources().as_ref()?.cpu().as_ref()?;
-        let quota = u64::try_from(cpu.quota()?).ok()?;
-        Some(quota.div_ceil(cpu.period().filter(|&period| period > 0).unwrap_or(100_000)))
-    })?;
-    Some(u8::try_from(quota).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX))
+impl Limits {
+    fn of_container(spec: &Spec) -> Self {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        let positive = |value: Option<i64>| u64::try_from(value?).ok().filter(|&value| value > 0);
+        Self {
+            memory_bytes: positive(memory),
+            cpu_quota: positive(cpu.and_then(LinuxCpu::quota)),
+            cpu_period: cpu.and_then(LinuxCpu::period).filter(|&period| period > 0),
+        }
+    }
+
+    fn of_pod(spec: &Spec) -> Self {
+        // What is no positive number bounds nothing: -1 and 0 are written for that.
+        let number = |name| annotation(spec, name)?.parse::<u64>().ok().filter(|&value| value > 0);
+        Self {
+            memory_bytes: number(POD_MEMORY),
+            cpu_quota: number(POD_QUOTA),
+            cpu_period: number(POD_PERIOD),
+        }
+    }
+
+    fn memory_mib(self, defaults: &VmDefaults) -> u32 {
+        match self.memory_bytes {
+            Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
+                .unwrap_or(MEMORY_MIB_MAX)
+                .saturating_add(defaults.overhead_mib)
+                .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
+            None => defaults.memory_mib,
+        }
+    }
+
+    fn vcpus(self) -> Option<u8> {
+        let wanted = self.cpu_quota?.div_ceil(self.cpu_period.unwrap_or(100_000));
+        Some(u8::try_from(wanted).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX))
+    }
 }
 
 #[cfg(test)]
@@ -108,21 +130,21 @@ mod tests {
     fn limits_size_the_vm() {
         let plain = spec(r#"{"ociVersion":"1.0.2"}"#);
         assert_eq!(
-            VmShape::of(&plain, &VmDefaults::default()).unwrap(),
+            VmShape::of(&plain, &Role::Alone, &VmDefaults::default()).unwrap(),
             VmShape { vcpus: 1, memory_mib: 512 }
         );
         let limited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}}}"#,
         );
         assert_eq!(
-            VmShape::of(&limited, &VmDefaults::default()).unwrap(),
+            VmShape::of(&limited, &Role::Alone, &VmDefaults::default()).unwrap(),
             VmShape { vcpus: 2, memory_mib: 385 }
         );
         let unlimited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}}}"#,
         );
         assert_eq!(
-            VmShape::of(&unlimited, &VmDefaults::default()).unwrap(),
+            VmShape::of(&unlimited, &Role::Alone, &VmDefaults::default()).unwrap(),
             VmShape { vcpus: 1, memory_mib: 512 }
         );
     }
@@ -137,7 +159,7 @@ mod tests {
             overhead_mib: 50,
             ..VmDefaults::default()
         };
-        let of = |json| VmShape::of(&spec(json), &defaults).unwrap();
+        let of = |json| VmShape::of(&spec(json), &Role::Alone, &defaults).unwrap();
         assert_eq!(of(r#"{"ociVersion":"1.0.2"}"#), VmShape { vcpus: 2, memory_mib: 100 });
         let limited = r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":104857600},"cpu":{"quota":900000}}}}"#;
         assert_eq!(of(limited), VmShape { vcpus: 4, memory_mib: 150 });
@@ -146,11 +168,35 @@ mod tests {
     }
 
     #[test]
+    fn a_sandbox_has_the_size_of_its_pod() {
+        let pod = spec(
+            r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":1}}},"annotations":{
+                "io.kubernetes.cri.sandbox-memory":"1073741824","io.kubernetes.cri.sandbox-cpu-quota":"250000",
+                "io.kubernetes.cri.sandbox-cpu-period":"100000"}}"#,
+        );
+        assert_eq!(
+            VmShape::of(&pod, &Role::Sandbox, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 3, memory_mib: 1152 }
+        );
+        let best_effort = spec(
+            r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-memory":"0",
+                "io.kubernetes.cri.sandbox-cpu-quota":"-1"}}"#,
+        );
+        assert_eq!(
+            VmShape::of(&best_effort, &Role::Sandbox, &VmDefaults::default()).unwrap(),
+            VmShape { vcpus: 1, memory_mib: 512 }
+        );
+    }
+
+    #[test]
     fn annotations_win_and_are_checked() {
         let with = |name: &str, value: &str| {
             spec(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{name}":"{value}"}}}}"#))
         };
-        assert_eq!(VmShape::of(&with("dev.hull.vm.vcpus", "3"), &VmDefaults::default()).unwrap().vcpus, 3);
+        assert_eq!(
+            VmShape::of(&with("dev.hull.vm.vcpus", "3"), &Role::Alone, &VmDefaults::default()).unwrap().vcpus,
+            3
+        );
         assert_eq!(lifecycle(&with("dev.hull.lifecycle", "keep")).unwrap(), Lifecycle::Keep);
         for (name, value) in [
             ("dev.hull.vm.vcpus", "0"),
@@ -159,7 +205,9 @@ mod tests {
             ("dev.hull.vm.memory-mib", "1"),
             ("dev.hull.vm.memory-mib", "512m"),
         ] {
-            let error = VmShape::of(&with(name, value), &VmDefaults::default()).unwrap_err().to_string();
+            let error = VmShape::of(&with(name, value), &Role::Alone, &VmDefaults::default())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
         assert!(lifecycle(&with("dev.hull.lifecycle", "always")).is_err());

@@ -6,10 +6,11 @@
 //! | `hooks`: poststop | stripped for the guest, and run by the shim: [`crate::hooks`] |
 //! | `hooks`: prestart, poststart | stripped: they configure the host |
 //! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
-//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs; a relative source is a file of the bundle: [`super::files`] |
+//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs, one for all containers of a pod; a relative source is a file of the bundle: [`super::files`] |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
 //! | `linux.namespaces`: network | stripped: the shim joins the guest to it, and all containers of the pod are in the guest's own. Without one, refused: [`super::network`] |
+//! | `linux.namespaces`: others of a container in this VM, by path | the pod's or that container's |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
 //! | `linux.devices` | character devices kept, block devices refused |
 //! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |
@@ -19,20 +20,29 @@
 
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::FILE_MOUNT;
-use oci_spec::runtime::{
-    Hooks, Linux, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
-};
+use hull_protocol::agent::api::agent::Namespaces;
+use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT};
+use oci_spec::runtime::{Hooks, Linux, LinuxDeviceType, LinuxResources, Mount, Process, Spec};
 
 use super::SpecError;
+use super::namespaces::{self, Issued};
 use super::volumes::{self, Volume};
 
 const SHM: &str = "/dev/shm";
 const GUEST_FILE_SYSTEMS: [&str; 8] =
     ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", FILE_MOUNT];
 
-/// Translates a container's spec in place. What it uses of the host's files is returned.
-pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
+/// What the spec itself cannot say to the guest.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// What the container uses of the host's files.
+    pub volumes: Vec<Volume>,
+    /// The namespaces that it joins.
+    pub namespaces: Namespaces,
+}
+
+/// Translates a container's spec in place. `issued` are the numbers of the pod's containers, if it is in one.
+pub fn container(spec: &mut Spec, id: &str, issued: Option<&Issued>) -> Result<Beside, SpecError> {
     process(spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?)?;
     if let Some(root) = spec.root_mut() {
         root.set_path(PathBuf::from("rootfs"));
@@ -43,13 +53,18 @@ pub fn container(spec: &mut Spec, id: &str) -> Result<Vec<Volume>, SpecError> {
         check_hooks(hooks)?;
         spec.set_hooks(None);
     }
+    let shm = if issued.is_some() { SHARED_TMPFS_MOUNT } else { "tmpfs" };
     let mounts = spec.mounts().clone().unwrap_or_default();
     let mut volumes = Vec::new();
-    let mounts: Vec<Mount> =
-        mounts.into_iter().map(|mount| translate_mount(mount, &mut volumes)).collect::<Result<_, _>>()?;
+    let mounts: Vec<Mount> = mounts
+        .into_iter()
+        .map(|mount| translate_mount(mount, id, shm, &mut volumes))
+        .collect::<Result<_, _>>()?;
     spec.set_mounts(Some(mounts));
-    linux(spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?, id)?;
-    Ok(volumes)
+    let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
+    let namespaces = namespaces::join(linux, issued)?;
+    self::linux(linux, id)?;
+    Ok(Beside { volumes, namespaces })
 }
 
 /// Translates a process in place.
@@ -106,7 +121,12 @@ fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
+fn translate_mount(
+    mut mount: Mount,
+    id: &str,
+    shm: &str,
+    volumes: &mut Vec<Volume>,
+) -> Result<Mount, SpecError> {
     let options = mount.options().as_deref().unwrap_or_default();
     let binds = options.iter().any(|option| option == "bind" || option == "rbind");
     let kind = mount.typ().as_deref().unwrap_or_default();
@@ -122,13 +142,13 @@ fn translate_mount(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Mount,
         };
     }
     if destination == Path::new(SHM) {
-        mount.set_typ(Some("tmpfs".to_owned()));
+        mount.set_typ(Some(shm.to_owned()));
         mount.set_source(Some(PathBuf::from("shm")));
         let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
         mount.set_options(Some(options.map(str::to_owned).into()));
         return Ok(mount);
     }
-    volumes::of_bind(mount, volumes)
+    volumes::of_bind(mount, id, volumes)
 }
 
 fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
@@ -140,15 +160,6 @@ fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
     if let Some(resources) = linux.resources_mut() {
         self::resources(resources);
     }
-    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
-    if let Some(foreign) = namespaces.iter().find(|namespace| namespace.path().is_some()) {
-        return Err(SpecError::Unsupported(format!(
-            "joining the {} namespace of another container is not supported yet: every container has a VM of its own",
-            foreign.typ()
-        )));
-    }
-    linux.set_namespaces(Some(namespaces));
     let devices = linux.devices().as_deref().unwrap_or_default();
     if let Some(device) = devices.iter().find(|device| device.typ() == LinuxDeviceType::B) {
         return Err(SpecError::Unsupported(format!(
@@ -185,8 +196,12 @@ mod tests {
     }
 
     fn translated(spec: Value) -> Result<Value, SpecError> {
+        in_pod(spec, None)
+    }
+
+    fn in_pod(spec: Value, issued: Option<&Issued>) -> Result<Value, SpecError> {
         let mut spec: Spec = serde_json::from_value(spec).unwrap();
-        container(&mut spec, "web")?;
+        container(&mut spec, "web", issued)?;
         Ok(serde_json::to_value(&spec).unwrap())
     }
 
@@ -211,8 +226,10 @@ mod tests {
             {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["rbind"]}
         ]);
         let mounts = translated(spec.clone()).unwrap()["mounts"].clone();
-        assert_eq!(mounts.as_array().unwrap().len(), 1);
-        assert_eq!(mounts[0]["type"], "tmpfs");
+        assert_eq!(mounts[0]["source"], "web.0");
+        assert_eq!(mounts[1]["type"], "tmpfs");
+        let mounts = in_pod(spec.clone(), Some(&Issued::default())).unwrap()["mounts"].clone();
+        assert_eq!((&mounts[1]["type"], &mounts[1]["source"]), (&SHARED_TMPFS_MOUNT.into(), &"shm".into()));
 
         for mount in [
             json!({"destination": "/data", "type": "bind", "source": "relative"}),
@@ -234,18 +251,20 @@ mod tests {
             {"destination": "/b", "type": "bind", "source": "/srv/b", "options": ["nosuid"]}
         ]);
         let mut parsed: Spec = serde_json::from_value(spec).unwrap();
-        let volumes = container(&mut parsed, "web").unwrap();
+        let volumes = container(&mut parsed, "web", None).unwrap().volumes;
         let volume =
             |name: &str, source: &str, access| Volume { name: name.into(), source: source.into(), access };
-        let wanted =
-            [volume("0", "/srv/a", VolumeAccess::ReadOnly), volume("1", "/srv/b", VolumeAccess::ReadWrite)];
+        let wanted = [
+            volume("web.0", "/srv/a", VolumeAccess::ReadOnly),
+            volume("web.1", "/srv/b", VolumeAccess::ReadWrite),
+        ];
         assert_eq!(volumes, wanted);
         let mounts = serde_json::to_value(parsed.mounts()).unwrap();
         assert_eq!(
             mounts[0],
-            json!({"destination": "/a", "type": "hull-volume", "source": "0", "options": ["ro", "rprivate"]})
+            json!({"destination": "/a", "type": "hull-volume", "source": "web.0", "options": ["ro", "rprivate"]})
         );
-        assert_eq!(mounts[1]["source"], "1");
+        assert_eq!(mounts[1]["source"], "web.1");
     }
 
     #[test]
@@ -255,13 +274,6 @@ mod tests {
         assert!(translated(spec.clone()).unwrap().get("hooks").is_none());
         spec["hooks"] = json!({"createRuntime": [{"path": "/bin/nvidia"}]});
         assert!(translated(spec).unwrap_err().to_string().contains("/bin/nvidia"));
-    }
-
-    #[test]
-    fn namespaces_of_others_are_refused() {
-        let mut spec = base();
-        spec["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}]);
-        assert!(translated(spec).unwrap_err().to_string().contains("ipc"));
     }
 
     #[test]

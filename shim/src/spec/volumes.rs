@@ -28,7 +28,7 @@ pub enum VolumeAccess {
 }
 
 /// Makes a volume of a bind mount, and of the mount one of that volume.
-pub fn of_bind(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
+pub fn of_bind(mut mount: Mount, container: &str, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
     let source = mount.source().as_deref().unwrap_or(Path::new("")).to_owned();
     if !source.is_absolute() {
         return Err(SpecError::Unsupported(format!(
@@ -40,7 +40,8 @@ pub fn of_bind(mut mount: Mount, volumes: &mut Vec<Volume>) -> Result<Mount, Spe
     let mut options = mount.options().clone().unwrap_or_default();
     let read_only = options.iter().any(|option| option == "ro" || option == "rro");
     options.retain(|option| option != "bind" && option != "rbind");
-    let name = volumes.len().to_string();
+    // Other containers of the pod have volumes too.
+    let name = format!("{container}.{}", volumes.len());
     mount.set_typ(Some(VOLUME_MOUNT.to_owned()));
     mount.set_source(Some(PathBuf::from(&name)));
     mount.set_options(Some(options));

@@ -51,13 +51,14 @@ impl Pod {
         let vmm = dir.path().join("vmm");
         // The directory on the command line lets the leak check find it.
         script(&vmm, &format!("exec {} '{fault}' {root}", fake_vmm().display()));
+        script(&dir.path().join("fsd"), &format!("exec {} broker {root}", fake_vmm().display()));
         let binary = dir.path().join("shim");
         let index = dir.path().join("index");
         let exe = env!("CARGO_BIN_EXE_containerd-shim-hull-v2");
         script(
             &binary,
             &format!(
-                "export HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_KERNEL={index} HULL_INITRAMFS={index} {environment}\nexec {exe} \"$@\"",
+                "export HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_FSD={root}/fsd HULL_KERNEL={index} HULL_INITRAMFS={index} {environment}\nexec {exe} \"$@\"",
                 index = index.display()
             ),
         );
@@ -84,6 +85,39 @@ impl Pod {
         mount.options = vec!["ro".into()];
         request.rootfs = vec![mount];
         Self { dir, id: id.into(), shim, config, request }
+    }
+
+    /// The sandbox of a pod, as containerd's CRI plugin would have it.
+    pub fn sandbox(id: &str) -> Self {
+        let mut pod = Self::new(id, &["/pause"]);
+        pod.annotate("io.kubernetes.cri.container-type", "sandbox");
+        pod.annotate("io.kubernetes.cri.sandbox-id", id);
+        pod.request.rootfs.clear();
+        pod
+    }
+
+    /// A further container of this sandbox's: its bundle and request. `start` was run for it.
+    pub fn member(&self, id: &str, args: &[&str]) -> CreateTaskRequest {
+        let bundle = self.file(id);
+        fs::create_dir_all(&bundle).unwrap();
+        let mut config = self.config.clone();
+        config["process"]["args"] = args.into();
+        config["root"]["path"] = self.dir.path().display().to_string().into();
+        config["hostname"] = Value::Null;
+        config["annotations"]["io.kubernetes.cri.container-type"] = "container".into();
+        config.as_object_mut().unwrap().remove("hostname");
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        let shim = Shim { id: id.into(), bundle: bundle.clone(), ..self.shim.clone() };
+        let address = shim.start().unwrap();
+        assert_eq!(
+            address,
+            fs::read_to_string(self.bundle().join("address")).unwrap(),
+            "one shim for the pod"
+        );
+        let mut request = CreateTaskRequest::new();
+        request.id = id.into();
+        request.bundle = bundle.display().to_string();
+        request
     }
 
     pub fn bundle(&self) -> &Path {

@@ -6,7 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod confined;
+mod containerd;
+mod cri;
 mod detached;
+mod docker;
 mod exits;
 mod images;
 mod limits;

@@ -33,7 +33,8 @@ fn a_folder_is_read_and_written() {
         mkdir -p a/b && echo nested >a/b/f && cp from-host copy && sync
         ln -s f a/b/soft && ln a/b/f hard && cat a/b/soft
         mv a/b/f moved
-        refused mkfifo fifo
+        mkfifo fifo && (echo through >fifo & cat fifo) && rm fifo
+        refused mknod device c 1 3
         chown 1234:567 moved && chmod 751 moved
         echo one >log && echo two >>log
         dd if=/dev/zero of=sparse bs=1 count=1 seek=1000000 2>/dev/null
@@ -44,8 +45,8 @@ fn a_folder_is_read_and_written() {
     let out = script(&hull, &["-v", &volume], text);
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines[0], hash(&content), "{out}");
-    assert_eq!(lines[1..4], ["nested", "still open", "300"], "{out}");
-    assert_eq!(lines[4].trim(), "./copy ./from-host ./hard ./log ./moved ./sparse");
+    assert_eq!(lines[1..5], ["nested", "through", "still open", "300"], "{out}");
+    assert_eq!(lines[5].trim(), "./copy ./from-host ./hard ./log ./moved ./sparse");
 
     let host = |name: &str| folder.path().join(name);
     assert!(fs::read(host("copy")).unwrap() == content, "what was copied is not what was there");

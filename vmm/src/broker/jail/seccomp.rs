@@ -22,6 +22,7 @@ pub const ALLOWED: &[libc::c_long] = &[
     libc::SYS_openat2,
     libc::SYS_openat,
     libc::SYS_mkdirat,
+    libc::SYS_mknodat,
     libc::SYS_symlinkat,
     libc::SYS_linkat,
     libc::SYS_unlinkat,

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use hull_protocol::fs::{Bytes, Entry, Make, Name, Removal, Reply, TARGET_MAX};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, readlinkat, renameat2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
 use nix::unistd::{UnlinkatFlags, geteuid, symlinkat, unlinkat};
 
 use super::attributes::require_regular;
@@ -69,7 +69,11 @@ impl Broker {
                 let file = self.make_file(directory, name, OFlag::O_WRONLY, *mode, caller)?;
                 sys::reopen(self.proc.as_fd(), file.as_fd(), OFlag::O_PATH)?
             }
-            // A device, a pipe or a socket would wait on the host for somebody to open it.
+            // Pipes and sockets are the guest's kernel's: here they are names, which are never opened.
+            Make::Node { mode } if matches!(mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK) => {
+                self.make_special(directory, name, *mode, caller)?
+            }
+            // A device would be the host's.
             Make::Node { .. } => return Err(Errno::EPERM),
             Make::Directory { mode } => self.make_directory(directory, name, *mode, caller)?,
             Make::Symlink { target } => make_symlink(directory, name, &target.0, caller)?,
@@ -163,6 +167,25 @@ impl Broker {
         Ok(made)
     }
 
+    /// A pipe or a socket.
+    fn make_special(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &Name,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<OwnedFd, Errno> {
+        let kind = mode & libc::S_IFMT;
+        mknodat(parent, name.as_c_str(), SFlag::from_bits_truncate(kind), Mode::S_IRUSR | Mode::S_IWUSR, 0)?;
+        let made = sys::look_up(parent, name)?;
+        check_ours(&made, kind)?;
+        self.hand_over(parent, made.as_fd(), mode, caller).inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = unlinkat(parent, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
+        })?;
+        Ok(made)
+    }
+
     /// Gives a new inode its owner and its mode.
     fn hand_over(
         &self,
@@ -242,7 +265,7 @@ fn set_new_owner(parent: BorrowedFd<'_>, made: BorrowedFd<'_>, caller: Caller) -
     sys::set_owner(made, Some(caller.uid), (!inherits).then_some(caller.gid))
 }
 
-/// A directory or a link is made by name and then found by name: between the two, somebody on the host may have put
+/// What is no regular file is made by name and then found by name: between the two, somebody on the host may have put
 /// another there, and that must not be given away.
 fn check_ours(made: &OwnedFd, kind: u32) -> Result<hull_protocol::fs::Attributes, Errno> {
     let attributes = sys::attributes(made.as_fd())?;

@@ -1,0 +1,59 @@
+//! The container that stands for a pod: it has a process id and an end, and no process in the guest.
+
+use tokio::sync::watch;
+
+use super::{Container, supervise};
+use crate::process::Exit;
+
+/// The way to end a sandbox.
+pub struct SandboxEnd(watch::Sender<Option<u32>>);
+
+/// Tells when a sandbox is to end.
+pub struct Ending(watch::Receiver<Option<u32>>);
+
+impl SandboxEnd {
+    /// A sandbox that goes on.
+    pub fn new() -> (Self, Ending) {
+        let (sender, receiver) = watch::channel(None);
+        (Self(sender), Ending(receiver))
+    }
+
+    /// Ends it with this status; the first one counts.
+    pub fn ask(&self, status: u32) {
+        self.0.send_if_modified(|asked| {
+            let first = asked.is_none();
+            asked.get_or_insert(status);
+            first
+        });
+    }
+
+    /// Does what a signal does to the program that otherwise stands for a pod: it ends on SIGINT and SIGTERM, and has no
+    /// use for others.
+    pub fn signal(&self, signal: u32) {
+        match i32::try_from(signal) {
+            Ok(libc::SIGKILL) => self.ask(128 + signal),
+            Ok(libc::SIGINT | libc::SIGTERM) => self.ask(0),
+            _ => log::debug!("a sandbox has no use for signal {signal}"),
+        }
+    }
+}
+
+impl Ending {
+    /// Waits until it is to end; with which status.
+    pub async fn asked(mut self) -> u32 {
+        let asked = self.0.wait_for(Option::is_some).await.map(|status| *status);
+        match asked {
+            Ok(status) => status.unwrap_or_default(),
+            // Nobody is left who could ask.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Container {
+    /// Records and tells how a sandbox ended.
+    pub async fn end_sandbox(&self, exit: Exit) {
+        self.init.start_settled().await;
+        supervise::record_and_announce(self, exit);
+    }
+}
