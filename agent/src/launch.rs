@@ -23,7 +23,7 @@ use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
-use crate::rootfs::RootfsPaths;
+use crate::rootfs::Rootfs;
 use crate::spec::{
     CapabilitySets, ContainerSpec, IdMap, MountPoint, Origin, ProcessSpec, Rlimit, SeccompFilter,
 };
@@ -206,13 +206,13 @@ pub struct Joined {
 
 /// Clones the init process of a container into its cgroup and new namespaces.
 ///
-/// `rootfs` is in the agent's mount namespace.
+/// `rootfs` is its root file system in the agent's mount namespace.
 pub fn init(
     environment: &Environment,
     id: &str,
     spec: &ContainerSpec,
     joined: &Joined,
-    rootfs: RootfsPaths<'_>,
+    rootfs: &Rootfs,
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
@@ -236,9 +236,9 @@ pub fn init(
         provisions: user.map(|_| Provisions::new(spec)).unwrap_or_default(),
         hooks: PlannedHooks::new(spec, id, &environment.run.join(id)),
         null: environment.null.as_fd(),
-        root: rootfs.root,
+        root: rootfs.root(),
         volumes: environment.volumes.directory(),
-        files: rootfs.files,
+        files: rootfs.files(),
         shared: environment.shared.directory(),
         cwd: MountPoint::of_directory(&spec.process.cwd),
         mask_file: &environment.mask_file,

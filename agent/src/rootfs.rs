@@ -98,15 +98,6 @@ pub struct Rootfs {
     files: CString,
 }
 
-/// Where a root file system is.
-#[derive(Clone, Copy, Debug)]
-pub struct RootfsPaths<'a> {
-    /// Its mount point.
-    pub root: &'a CStr,
-    /// The directory of the files that came with the request.
-    pub files: &'a CStr,
-}
-
 impl Rootfs {
     /// The place of container `id`; nothing is made yet.
     pub fn new(run: &Path, id: &str) -> Self {

@@ -148,9 +148,7 @@ async fn assemble(
             }
         }
     }
-    // No files come with a bundle.
-    let paths = RootfsPaths { root: &root, files: &environment.mask_directory };
-    let mut init = launch::init(&environment, &options.id, &bundle.spec, &joined, paths, cgroup, &stdio)?;
+    let mut init = launch::init(&environment, &options.id, &bundle.spec, &joined, &root, cgroup, &stdio)?;
     let ready = async {
         let terminal = init.ready(&environment).await?;
         hand_over(terminal.as_ref(), options.console_socket.as_deref())?;
