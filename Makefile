@@ -20,8 +20,11 @@ test: ## Every test, with a closing count; ONLY=lint,unit,host,e2e picks layers,
 lint: ## Formatting, clippy, licences
 	$(XTASK) lint
 
-bench: ## The table of docs/benchmarks.md, measured here
-	$(XTASK) bench
+bench: ## The tables of docs/benchmarks.md, measured here; PEER=path starts a Firecracker beside the monitor
+	$(XTASK) bench $(if $(PEER),--peer '$(PEER)')
+
+soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
+	$(XTASK) soak
 
 soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
 	$(XTASK) soak

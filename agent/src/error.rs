@@ -5,6 +5,7 @@ use ttrpc::Code;
 use crate::cgroup::CgroupError;
 use crate::cpus::CpuError;
 use crate::launch::LaunchError;
+use crate::network::NetworkError;
 use crate::pod::PodError;
 use crate::rootfs::RootfsError;
 use crate::slots::SlotError;
@@ -85,6 +86,9 @@ pub enum Error {
     /// Of the pod's settings.
     #[error(transparent)]
     Pod(#[from] PodError),
+    /// Of the pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// Of a device's slot.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -123,6 +127,7 @@ impl Error {
             | Self::ShuttingDown
             | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_))
             | Self::Rootfs(RootfsError::NoDisk(_))
+            | Self::Network(NetworkError::NoLink(_))
             | Self::Slot(SlotError::Unfit { .. })
             | Self::Cpu(CpuError::TooMany { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
@@ -134,10 +139,12 @@ impl Error {
                 RootfsError::NoLower
                 | RootfsError::Serial(_)
                 | RootfsError::NoSize
+                | RootfsError::Files(_)
                 | RootfsError::Folder(_)
                 | RootfsError::Upper,
             )
             | Self::Launch(LaunchError::Program(_) | LaunchError::Unmapped { .. })
+            | Self::Network(NetworkError::Invalid { .. })
             | Self::Pod(PodError::Invalid { .. }) => Code::INVALID_ARGUMENT,
             Self::Spec(SpecError::Unsupported { .. })
             | Self::Cgroup(CgroupError::Missing(_))
@@ -152,6 +159,7 @@ impl Error {
             | Self::Rootfs(RootfsError::Work(_))
             | Self::Launch(LaunchError::SetUp { .. } | LaunchError::Died(_) | LaunchError::Agent { .. })
             | Self::Pod(PodError::System { .. })
+            | Self::Network(NetworkError::Kernel { .. })
             | Self::Slot(SlotError::Work { .. })
             | Self::Cpu(CpuError::Start(_))
             | Self::System { .. } => Code::INTERNAL,

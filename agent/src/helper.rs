@@ -66,6 +66,13 @@ pub enum Work {
         /// The text.
         text: CString,
     },
+    /// Makes a file with this content.
+    WriteFile {
+        /// Absolute; nothing may be there.
+        path: CString,
+        /// At most what one write takes.
+        content: Vec<u8>,
+    },
     /// Removes an empty directory. Its absence is fine.
     RemoveDirectory {
         /// Absolute.
@@ -187,6 +194,11 @@ fn perform(work: &Work) -> nix::Result<()> {
             let file = path::open(path, libc::O_WRONLY)?;
             path::write_control(file.as_fd(), text.as_bytes())
         }
+        Work::WriteFile { path, content } => {
+            let here = path::open(c"/", libc::O_PATH | libc::O_DIRECTORY)?;
+            path::make_node(here.as_fd(), path, libc::S_IFREG | 0o644, 0)?;
+            path::write_control(path::open(path, libc::O_WRONLY)?.as_fd(), content)
+        }
         Work::RemoveDirectory { path } => match nix::unistd::unlinkat(
             nix::fcntl::AT_FDCWD,
             path.as_c_str(),
@@ -220,6 +232,7 @@ fn describe(work: &Work) -> String {
         Work::CopyAttributes { to, .. } => format!("set the owner of {}", text(to)),
         Work::Unmount { path } => format!("unmount {}", text(path)),
         Work::WriteControl { path, text: value } => format!("write {} to {}", text(value), text(path)),
+        Work::WriteFile { path, .. } => format!("write {}", text(path)),
         Work::RemoveDirectory { path } => format!("remove directory {}", text(path)),
     }
 }

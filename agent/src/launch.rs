@@ -23,6 +23,7 @@ use nix::errno::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
+use crate::rootfs::Rootfs;
 use crate::spec::{
     CapabilitySets, ContainerSpec, IdMap, MountPoint, Origin, ProcessSpec, Rlimit, SeccompFilter,
 };
@@ -138,6 +139,7 @@ struct InitPlan<'a> {
     null: BorrowedFd<'a>,
     root: &'a CStr,
     volumes: &'a CStr,
+    files: &'a CStr,
     shared: &'a CStr,
     cwd: Option<MountPoint>,
     mask_file: &'a CStr,
@@ -204,13 +206,13 @@ pub struct Joined {
 
 /// Clones the init process of a container into its cgroup and new namespaces.
 ///
-/// `root` is the mount point of its root file system in the agent's mount namespace.
+/// `rootfs` is its root file system in the agent's mount namespace.
 pub fn init(
     environment: &Environment,
     id: &str,
     spec: &ContainerSpec,
     joined: &Joined,
-    root: &CStr,
+    rootfs: &Rootfs,
     cgroup: &Cgroup,
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
@@ -234,8 +236,9 @@ pub fn init(
         provisions: user.map(|_| Provisions::new(spec)).unwrap_or_default(),
         hooks: PlannedHooks::new(spec, id, &environment.run.join(id)),
         null: environment.null.as_fd(),
-        root,
+        root: rootfs.root(),
         volumes: environment.volumes.directory(),
+        files: rootfs.files(),
         shared: environment.shared.directory(),
         cwd: MountPoint::of_directory(&spec.process.cwd),
         mask_file: &environment.mask_file,

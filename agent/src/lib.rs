@@ -10,6 +10,7 @@
 //! | `oci` | runc's command line over the same container code |
 //! | `agent` | connections in, service out |
 //! | `server`, `streams` | the API; standard streams |
+//! | `network` | the pod's network |
 //! | `container` | one actor for each container |
 //! | `spec`, `launch`, `rootfs`, `volumes`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
 //! | `sys` | system calls |
@@ -24,6 +25,7 @@ mod helper;
 pub mod init;
 mod launch;
 pub mod logger;
+mod network;
 pub mod oci;
 pub mod outside;
 mod pod;

@@ -1,4 +1,4 @@
-//! The agent without a VM: on unix sockets, in a mount namespace and a cgroup of its own. For tests and debugging.
+//! The agent without a VM: on unix sockets, in a mount namespace, a network namespace and a cgroup of its own. For tests and debugging.
 //!
 //! Run it as PID 1 of a pid namespace with its own /proc (`unshare --pid --fork --mount-proc`): then nothing survives it.
 
@@ -28,7 +28,9 @@ pub struct Options {
 
 /// Serves one connection on `control.sock` until it ends. Prints a line when it listens.
 pub async fn run(options: Options) -> Result<Outcome, Box<dyn std::error::Error>> {
-    sys::process::unshare(libc::CLONE_NEWNS)?;
+    // The network too: the pod's is configured as a whole, and the host's must not be.
+    sys::process::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET)?;
+    sys::socket::loopback_up()?;
     sys::mount::mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE)?;
     let run = options.directory.join("run");
     let hierarchy = options.directory.join("cgroup");

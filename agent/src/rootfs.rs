@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hull_protocol::agent::api::agent as api;
+use hull_protocol::agent::{FILE_SIZE_MAX, FILES_MAX, is_valid_id};
 
 use crate::helper::{self, HelperError, Work};
 use crate::launch::UserNamespace;
 use crate::reap::Children;
-use crate::sys::mount::ATTR_RDONLY;
+use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
 use crate::volumes::Volumes;
 
 /// The longest serial number that virtio-blk has (virtio 1.3 §5.2.6).
@@ -43,6 +44,9 @@ pub enum RootfsError {
     /// A tmpfs without a size would be half of the guest's memory.
     #[error("rootfs: the tmpfs for the upper layer needs a size")]
     NoSize,
+    /// Too many files, too long ones, or a name that is none.
+    #[error("rootfs: the files that come with the request cannot be right: {0}")]
+    Files(String),
     /// A mount or its directory could not be made or removed.
     #[error("rootfs: {0}")]
     Work(#[from] HelperError),
@@ -91,6 +95,7 @@ impl Disks {
 pub struct Rootfs {
     base: PathBuf,
     root: CString,
+    files: CString,
 }
 
 impl Rootfs {
@@ -98,12 +103,23 @@ impl Rootfs {
     pub fn new(run: &Path, id: &str) -> Self {
         let base = run.join(id);
         let root = c_path(&base.join("rootfs"));
-        Self { base, root }
+        let files = c_path(&base.join("files"));
+        Self { base, root, files }
+    }
+
+    /// One that is mounted at `root` already, by others. No file comes with it: there is nothing at `place`.
+    pub fn existing(place: &Path, root: CString) -> Self {
+        Self { base: place.to_owned(), root, files: c_path(&place.join("files")) }
     }
 
     /// The mount point.
     pub fn root(&self) -> &CStr {
         &self.root
+    }
+
+    /// The directory of the files that came with the request.
+    pub fn files(&self) -> &CStr {
+        &self.files
     }
 
     /// Mounts what `request` says. After an error, [`Rootfs::remove`] undoes what was done.
@@ -118,8 +134,43 @@ impl Rootfs {
         if let Some(api::rootfs::Lower::Shared(_)) = &request.lower {
             volumes.mount(children).await?;
         }
-        let work = self.plan(disks, volumes, request, user)?;
+        let mut work = self.plan(disks, volumes, request, user)?;
+        work.extend(self.write(&request.files, user)?);
         Ok(helper::run(children, &work).await?)
+    }
+
+    /// Files on a small file system of their own: what the container makes of them is not the agent's memory.
+    fn write(
+        &self,
+        files: &[api::File],
+        user: Option<&Arc<UserNamespace>>,
+    ) -> Result<Vec<Work>, RootfsError> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        if files.len() > FILES_MAX {
+            return Err(RootfsError::Files(format!("{} of them, {FILES_MAX} are the most", files.len())));
+        }
+        let wrong = files.iter().find(|file| !is_valid_id(&file.name) || file.content.len() > FILE_SIZE_MAX);
+        if let Some(file) = wrong {
+            return Err(RootfsError::Files(format!("{:?}, {} bytes", file.name, file.content.len())));
+        }
+        let options = [(c"source", c"files"), (c"size", c"2m"), (c"nr_inodes", c"32"), (c"mode", c"755")];
+        let mut work = vec![
+            Work::MakeDirectory { path: self.files.clone(), mode: 0o755 },
+            Work::Mount {
+                kind: c"tmpfs".to_owned(),
+                options: options.map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).into(),
+                attributes: ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC,
+                target: self.files.clone(),
+                user: user.cloned(),
+            },
+        ];
+        work.extend(files.iter().map(|file| Work::WriteFile {
+            path: c_path(&self.base.join("files").join(&file.name)),
+            content: file.content.clone(),
+        }));
+        Ok(work)
     }
 
     /// The lower layer is shown to belong to the ids of `user`. What is in the upper belongs to the guest's ids for them: an overlay
@@ -197,7 +248,7 @@ impl Rootfs {
 
     /// Unmounts and removes everything, flushing disks. Can be repeated, and called after a `mount` that failed.
     pub async fn remove(&self, children: &Children) -> Result<(), RootfsError> {
-        let names = ["rootfs", "upper", "lower"].map(|name| c_path(&self.base.join(name)));
+        let names = ["files", "rootfs", "upper", "lower"].map(|name| c_path(&self.base.join(name)));
         let mut work: Vec<Work> = names.iter().map(|path| Work::Unmount { path: path.clone() }).collect();
         work.extend(names.into_iter().map(|path| Work::RemoveDirectory { path }));
         work.push(Work::RemoveDirectory { path: c_path(&self.base) });

@@ -14,6 +14,7 @@ use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, T
 use crate::cpus;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::network;
 use crate::pod;
 use crate::slots::{self, Action};
 use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter, Statements};
@@ -155,6 +156,14 @@ impl Agent for Service {
         Ok(pod::configure(&self.environment, &request).map(empty).map_err(Error::from)?)
     }
 
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        Ok(network::configure(&request).map(empty).map_err(Error::from)?)
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,
@@ -267,7 +276,9 @@ impl Agent for Service {
         request: api::ContainerRequest,
     ) -> ttrpc::Result<api::ContainerStatsResponse> {
         let id = &request.container_id;
-        Ok(self.container(id)?.ask(id, |reply| Request::Stats { reply }).await?)
+        let mut stats = self.container(id)?.ask(id, |reply| Request::Stats { reply }).await?;
+        stats.network = network::counters();
+        Ok(stats)
     }
 
     async fn list_processes(

@@ -144,35 +144,57 @@ fn a_container_with_its_own_users_has_all_that_others_have() {
     });
 }
 
+/// A spec with all that an exec must inherit.
+fn confined(mut spec: Value) -> Value {
+    spec["process"]["noNewPrivileges"] = json!(true);
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 99}]);
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["swapoff"], "action": "SCMP_ACT_ERRNO"}]});
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+    spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 2_000_000_000}});
+    spec
+}
+
+/// Compares an exec in container `c` with its init, as the kernel describes both. Returns its process.
+async fn compare(guest: &Guest) -> Value {
+    let script = "for n in user pid mnt ipc uts net cgroup time; do readlink /proc/$P/ns/$n; done
+        cat /proc/$P/uid_map; grep -E '^(Cap|NoNew|Seccomp:)' /proc/$P/status; cat /proc/$P/cgroup
+        grep 'open files' /proc/$P/limits";
+    let process = spec(&[
+        "sh",
+        "-c",
+        &format!(
+            "f() {{ {script}; }}; P=1 f > /tmp/1; P=self f > /tmp/2; cmp /tmp/1 /tmp/2 && wc -l < /tmp/1; id -u; id -G"
+        ),
+    ]);
+    let mut process = process["process"].clone();
+    // What is left out is as the container has it.
+    process.as_object_mut().unwrap().remove("capabilities");
+    let output = guest.exec("c", "e", &process).await;
+    let lines = output.stdout.lines().collect::<Vec<_>>();
+    assert_eq!((output.code, lines.len(), lines.last()), (0, 3, Some(&"0")), "{output:?}");
+    assert!(lines[0].parse::<u32>().unwrap() >= 17, "{output:?}");
+    process
+}
+
+#[test]
+fn an_exec_inherits_all_that_confines_its_container() {
+    with_guest(|guest| async {
+        guest.create("c", &confined(spec(&["sleep", "1000"])), [false; 3]).await.unwrap();
+        guest.start_process("c", "").await.unwrap();
+        compare(&guest).await;
+        guest.delete("c").await.unwrap();
+        guest
+    });
+}
+
 #[test]
 fn an_exec_is_in_the_same_user_namespace_with_all_that_confines_it() {
     with_guest(|guest| async {
-        let mut sleeper = mapped(&["sleep", "1000"]);
-        sleeper["process"]["noNewPrivileges"] = json!(true);
-        sleeper["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 99}]);
-        sleeper["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
-            {"names": ["swapoff"], "action": "SCMP_ACT_ERRNO"}]});
-        sleeper["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
-        sleeper["linux"]["timeOffsets"] = json!({"boottime": {"secs": 2_000_000_000}});
+        let sleeper = confined(mapped(&["sleep", "1000"]));
         guest.create("c", &sleeper, [false; 3]).await.unwrap();
         guest.start_process("c", "").await.unwrap();
-        let script = "for n in user pid mnt ipc uts net cgroup time; do readlink /proc/$P/ns/$n; done
-            cat /proc/$P/uid_map; grep -E '^(Cap|NoNew|Seccomp:)' /proc/$P/status; cat /proc/$P/cgroup
-            grep 'open files' /proc/$P/limits";
-        let process = spec(&[
-            "sh",
-            "-c",
-            &format!(
-                "f() {{ {script}; }}; P=1 f > /tmp/1; P=self f > /tmp/2; cmp /tmp/1 /tmp/2 && wc -l < /tmp/1; id -u; id -G"
-            ),
-        ]);
-        let mut process = process["process"].clone();
-        // What is left out is as the container has it.
-        process.as_object_mut().unwrap().remove("capabilities");
-        let output = guest.exec("c", "e", &process).await;
-        let lines = output.stdout.lines().collect::<Vec<_>>();
-        assert_eq!((output.code, lines.len(), lines.last()), (0, 3, Some(&"0")), "{output:?}");
-        assert!(lines[0].parse::<u32>().unwrap() >= 17, "{output:?}");
+        let mut process = compare(&guest).await;
 
         // With a terminal and another user.
         process["terminal"] = json!(true);
@@ -381,6 +403,17 @@ fn a_writable_cgroup_is_the_containers_below_its_limits() {
             output.stdout, "0::/sub\nsh: can't create cgroup.max.depth: Permission denied\n7\nmax\n",
             "{output:?}"
         );
+        guest
+    });
+}
+
+#[test]
+fn hooks_run_with_the_containers_users() {
+    with_guest(|guest| async {
+        let mut hooked = mapped(&["cat", "/tmp/hook"]);
+        let script = "id -u > /tmp/hook; tr -s ' ' < /proc/self/uid_map >> /tmp/hook; grep -c '\"created\"' >> /tmp/hook";
+        hooked["hooks"] = json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+        assert_eq!(guest.run(&hooked).await.stdout, format!("0\n 0 {FIRST} 65536\n1\n"));
         guest
     });
 }

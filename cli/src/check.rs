@@ -60,6 +60,7 @@ impl Check {
 pub fn command(args: &CheckArgs) -> Result<u8, CliError> {
     let mut checks = kvm_checks();
     checks.extend(artifacts::checks());
+    checks.push(network());
     match args.format {
         Format::Json => output::json_lines(&checks)?,
         Format::Table => checks.iter().try_for_each(|check| {
@@ -73,6 +74,17 @@ pub fn command(args: &CheckArgs) -> Result<u8, CliError> {
         output::line(if usable { "This host can run microVMs." } else { "This host cannot run microVMs." })?;
     }
     Ok(u8::from(!usable))
+}
+
+/// Nothing that is wrong: containers run without a network too.
+fn network() -> Check {
+    Check::ok(
+        "network",
+        match crate::network::available() {
+            Ok(()) => "the CNI plugins are there".to_owned(),
+            Err(missing) => format!("containers get none by default: {}", error::describe(&missing)),
+        },
+    )
 }
 
 /// The checks of KVM, up to the first failure that makes the rest meaningless.

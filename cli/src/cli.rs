@@ -81,6 +81,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Show the version
     Version(VersionArgs),
+    /// Give the network of a container back: what the shim runs when the container has ended
+    #[command(name = crate::network::RELEASE, hide = true)]
+    ReleaseNetwork(ReleaseArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
 }
@@ -318,6 +321,13 @@ pub struct VersionArgs {
     /// How to print the version
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `hull release-network`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The container's bundle
+    pub bundle: PathBuf,
 }
 
 /// `hull completion`.

@@ -42,6 +42,10 @@ pub fn execute(cli: Cli) -> Result<u8, CliError> {
         Command::Load(args) => load::load(global, &args),
         Command::Check(args) => crate::check::command(&args),
         Command::Version(args) => version::version(&args),
+        Command::ReleaseNetwork(args) => {
+            crate::network::release(&args.bundle)?;
+            Ok(DONE)
+        }
         Command::Completion(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut cli::description(), "hull", &mut script);

@@ -9,6 +9,7 @@ use hull_images::{LoadError, PullError, ReferenceError, StoreError};
 use hull_shim::client::ClientError;
 use hull_shim::record::RecordError;
 
+use crate::network::NetworkError;
 use crate::output::FilterError;
 use crate::spec::capabilities::UnknownCapability;
 use crate::spec::env::EnvError;
@@ -22,6 +23,9 @@ pub enum CliError {
     /// A flag that docker has and Hull has not.
     #[error("--{0} is not supported yet")]
     Unsupported(&'static str),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// `-i -t` without a terminal.
     #[error("the input device is not a terminal: leave -t out, or run this from a terminal")]
     NotATerminal,

@@ -3,13 +3,14 @@
 //! Pure: nothing here touches a file, a process or the network, except that environment files are read in `env`.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
-    BoxBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, PosixRlimitBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-    UserBuilder,
+    BoxBuilder, HookBuilder, HooksBuilder, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, PosixRlimitBuilder, Process, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 mod binds;
@@ -114,6 +115,10 @@ pub struct ContainerRequest<'a> {
     pub shm_size: Bytes,
     /// `--tmpfs`.
     pub tmpfs: &'a [Tmpfs],
+    /// The path of the network namespace; a new one with nothing in it where there is none.
+    pub network: Option<&'a Path>,
+    /// Files of the bundle, and where they are in the container unless the user mounts something else there.
+    pub files: &'a [(&'a str, &'a str)],
     /// `-v`, `--mount`, with absolute sources.
     pub binds: &'a [Bind],
     /// `--ulimit`.
@@ -147,6 +152,10 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
         mounts.retain(|mount| mount.destination().as_os_str() != tmpfs.path.as_str());
         mounts.push(defaults::mount("tmpfs", &tmpfs.path, "tmpfs", tmpfs.options.clone())?);
     }
+    for (name, target) in request.files {
+        let options = ["rbind", "rprivate", "rw"].map(str::to_owned).into();
+        mounts.push(defaults::mount(name, target, "bind", options)?);
+    }
     for bind in request.binds {
         mounts.retain(|mount| mount.destination().as_os_str() != bind.target.as_str());
         let access = if bind.access == RootAccess::ReadOnly { "ro" } else { "rw" };
@@ -156,7 +165,7 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
     let process = first_process(request, &hostname)?;
     let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
     let mut linux = LinuxBuilder::default()
-        .namespaces(defaults::namespaces()?)
+        .namespaces(defaults::namespaces(request.network)?)
         .resources(resources(request)?)
         .masked_paths(defaults::strings(defaults::MASKED_PATHS))
         .readonly_paths(defaults::strings(defaults::READONLY_PATHS))
@@ -178,6 +187,14 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
         .linux(linux)
         .annotations(annotations)
         .build()?)
+}
+
+/// Has the shim run `hull release-network BUNDLE` when the container has ended (runtime-spec, config.md "Poststop").
+pub fn release_at_the_end(spec: &mut Spec, program: &Path, bundle: &Path) -> Result<(), SpecError> {
+    let args = [program, Path::new(crate::network::RELEASE), bundle].map(|word| word.display().to_string());
+    let hook = HookBuilder::default().path(program).args(args.to_vec()).build()?;
+    spec.set_hooks(Some(HooksBuilder::default().poststop(vec![hook]).build()?));
+    Ok(())
 }
 
 fn hostname(request: &ContainerRequest<'_>) -> Result<String, SpecError> {

@@ -126,7 +126,8 @@ impl State {
         Ok(Self { root })
     }
 
-    fn bundle(&self, id: &ContainerId) -> PathBuf {
+    /// Where a container's bundle is, or would be.
+    pub fn bundle(&self, id: &ContainerId) -> PathBuf {
         self.root.join("containers").join(id.as_str())
     }
 
@@ -278,6 +279,13 @@ impl Container {
     pub const STDOUT_LOG: &str = "stdout.log";
     /// What a detached or kept container wrote to its stderr.
     pub const STDERR_LOG: &str = "stderr.log";
+
+    /// Gives its network back, if it still has one. A failure is said, and stops nothing.
+    pub fn release_network(&self) {
+        if let Err(error) = crate::network::release(&self.bundle) {
+            crate::error::say(&crate::error::describe(&error));
+        }
+    }
 
     /// Blocks while somebody starts or repairs the container.
     pub fn wait_for_lock(&self) -> Result<(), StateError> {

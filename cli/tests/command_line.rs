@@ -84,9 +84,8 @@ fn wrong_command_lines() {
 fn dockers_flags_that_are_missing_are_named() {
     let hull = Hull::new();
     for (flag, value, name) in [
-        ("-p", Some("80:80"), "--publish"),
-        ("--network", Some("none"), "--network"),
-        ("--net=host", None, "--net"),
+        ("--ip", Some("10.0.0.1"), "--ip"),
+        ("--network-alias", Some("db"), "--network-alias"),
         ("--privileged", None, "--privileged"),
         ("--restart", Some("always"), "--restart"),
         ("--gpus", Some("all"), "--gpus"),

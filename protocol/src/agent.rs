@@ -42,6 +42,13 @@ pub const VOLUMES_TAG: &str = "volumes";
 /// The type of a mount in a container's spec whose source is a volume's name.
 pub const VOLUME_MOUNT: &str = "hull-volume";
 
+/// The type of a mount in a container's spec whose source is the name of a file that came with the request.
+pub const FILE_MOUNT: &str = "hull-file";
+
+/// The most files that come with a request, and the longest of them in bytes.
+pub const FILES_MAX: usize = 16;
+/// See [`FILES_MAX`].
+pub const FILE_SIZE_MAX: usize = 64 << 10;
 /// The type of a mount in a container's spec that is a tmpfs of the pod: whoever mounts the same source, a name like an id's
 /// ([`is_valid_id`]), mounts the same files. They live as long as the pod.
 ///

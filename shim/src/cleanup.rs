@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::api::DeleteResponse;
 
 use crate::args::Identity;
+use crate::network::{NetworkError, NetworkRecord};
 use crate::paths::{PathError, PodSockets, state_root};
 use crate::pidfd::Pidfd;
 use crate::record::{ExitRecord, Record, ShimRecord};
@@ -35,6 +36,9 @@ pub enum CleanupError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The pod's network namespace is not as it was.
+    #[error("cannot clean up the pod's network: {0}")]
+    Network(#[from] NetworkError),
     /// The sockets cannot be removed.
     #[error("cannot remove the sockets: {0}")]
     Sockets(std::io::Error),
@@ -50,15 +54,20 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
             None
         })
     });
-    let (killed, removed) = match &record {
-        Some(record) if record.sandbox.is_some() => (end_orphan(record), Ok(())),
+    let (killed, network, removed) = match &record {
+        Some(record) if record.sandbox.is_some() => (end_orphan(record), Ok(()), Ok(())),
         record => {
             let killed = record.as_ref().map_or(Ok(()), end_processes);
+            let network = record.as_ref().and_then(|record| record.network.clone());
+            let network = network.map_or(Ok(()), NetworkRecord::clean_up);
             let sockets =
                 PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
-            (killed, sockets.remove().map_err(CleanupError::Sockets))
+            (killed, network, sockets.remove().map_err(CleanupError::Sockets))
         }
     };
+    if let Some(bundle) = &bundle {
+        run_hooks(bundle, &identity.id);
+    }
 
     let recorded = bundle.as_deref().and_then(|bundle| ExitRecord::read(bundle).ok().flatten());
     let exit = recorded.unwrap_or_else(|| {
@@ -76,6 +85,7 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
         exit
     });
     killed?;
+    network?;
     removed?;
     Ok(DeleteResponse {
         pid: record.and_then(|record| record.container_pid).unwrap_or_default(),
@@ -83,6 +93,14 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
         exited_at: timestamp(parse_rfc3339(&exit.exited_at).unwrap_or_else(SystemTime::now)),
         ..DeleteResponse::default()
     })
+}
+
+/// The time that containerd gives is the hooks' too.
+fn run_hooks(bundle: &std::path::Path, id: &str) {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(crate::hooks::poststop(bundle, id)),
+        Err(error) => log::warn!("the poststop hooks are not run: {error}"),
+    }
 }
 
 fn end_processes(record: &ShimRecord) -> Result<(), CleanupError> {

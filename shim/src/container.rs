@@ -142,6 +142,11 @@ impl Container {
     /// Lets the init process run. Returns its pid.
     pub async fn start_init(&self) -> Result<u32, TaskError> {
         self.init.begin_start()?;
+        // A client may have put something into the pod's network since the creation.
+        if let Err(error) = self.vm.settle_network().await {
+            self.init.end_start(Phase::Created);
+            return Err(error.into());
+        }
         if !self.is_sandbox()
             && let Err(error) = self.vm.agent.start_process(&self.init.request()).await
         {
@@ -376,6 +381,7 @@ pub fn shim_record(vm: &Vm, started_at: Option<SystemTime>) -> ShimRecord {
     record.container_pid = Some(vm.pid());
     record.started_at = started_at.map(crate::time::rfc3339);
     record.boot = vm.boot;
+    record.network = vm.network_record();
     record
 }
 

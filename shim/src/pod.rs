@@ -10,6 +10,7 @@ mod create;
 mod hotplug;
 mod jail;
 mod monitor;
+mod network;
 mod rootfs;
 mod usage;
 mod vm;
@@ -198,6 +199,7 @@ impl Pod {
                 container.vm.detach(attached).await;
             }
         }
+        crate::hooks::poststop(&container.bundle, &container.id).await;
         let pid = container.init.pid();
         self.with_table(|table| table.remove(id));
         let mut event = TaskDelete::new();
@@ -289,9 +291,12 @@ impl Pod {
             return;
         }
         stop(&container.vm, container.power_off).await;
+        if container.lifecycle == Lifecycle::Managed {
+            return;
+        }
+        crate::hooks::poststop(&container.bundle, &container.id).await;
         match container.lifecycle {
-            Lifecycle::Managed => return,
-            Lifecycle::Keep => {}
+            Lifecycle::Managed | Lifecycle::Keep => {}
             Lifecycle::Remove => {
                 if let Err(error) = std::fs::remove_dir_all(&container.bundle) {
                     log::error!("cannot remove {}: {error}", container.bundle.display());

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::network::NetworkRecord;
+
 /// Names of the annotations in `config.json` that the shim reads.
 pub mod annotation {
     /// Guest memory in MiB, a decimal number.
@@ -114,6 +116,9 @@ pub struct ShimRecord {
     /// When the container was started, RFC 3339 in UTC; absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
+    /// What the shim has changed in the pod's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkRecord>,
     /// The unix sockets that belong to the pod.
     #[serde(default)]
     pub sockets: Vec<PathBuf>,

@@ -4,7 +4,9 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod files;
 mod namespaces;
+mod network;
 mod role;
 mod seccomp;
 mod shape;
@@ -14,11 +16,12 @@ mod volumes;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::api::agent::Namespaces;
+use hull_protocol::agent::api::agent::{File as GuestFile, Namespaces};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
 pub use namespaces::Issued;
+pub use network::NetworkChoice;
 pub use role::Role;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
@@ -113,6 +116,8 @@ pub struct ContainerConfig {
     pub seccomp: Option<hull_seccomp::Filter>,
     /// What of the host's files it uses, in the order of their names in the guest.
     pub volumes: Vec<Volume>,
+    /// Files of its own, which go to the guest.
+    pub files: Vec<GuestFile>,
     /// The namespaces that it joins.
     pub namespaces: Namespaces,
     /// The path of the root file system, absolute or below the bundle.
@@ -148,6 +153,11 @@ impl Document {
         annotations_allowed(&self.spec, config)
     }
 
+    /// The network that it asks for.
+    pub fn network(&self) -> Result<NetworkChoice, SpecError> {
+        NetworkChoice::of(&self.spec)
+    }
+
     /// The pod's host name.
     pub fn hostname(&self) -> String {
         let mut hostname = self.spec.hostname().clone().unwrap_or_else(|| self.id.clone());
@@ -160,15 +170,16 @@ impl Document {
     }
 
     /// The container in the guest. `issued` are the numbers of the pod's containers, if it is in one.
-    pub fn translate(self, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
+    pub fn translate(self, bundle: &Path, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
         let Self { mut spec, id, .. } = self;
         let lifecycle = shape::lifecycle(&spec)?;
         let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
+        let files = files::take(&mut spec, bundle)?;
         let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(ContainerConfig { guest_spec, seccomp, volumes, namespaces, root, lifecycle })
+        Ok(ContainerConfig { guest_spec, seccomp, volumes, files, namespaces, root, lifecycle })
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,11 +14,23 @@ use hull_tests::hull::{Hull, image};
 use tempfile::TempDir;
 
 mod memory;
+mod monitor;
 
 /// Counted runs of each side, after one that is not counted.
 const ROUNDS: usize = 7;
 
 fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => containers(),
+        ["monitor"] => monitor::run(None),
+        ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
+        _ => panic!("usage: hull-bench [monitor [--peer FIRECRACKER]]"),
+    }
+}
+
+/// Containers beside runc, pulls beside skopeo.
+fn containers() {
     let hull = Hull::new();
     hull.ok(["pull", "-q", &image("busybox")]);
     let mut table = Table::default();

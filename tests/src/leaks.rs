@@ -21,6 +21,8 @@ impl Snapshot {
         lines.extend(names("link", Path::new("/sys/class/net")));
         lines.extend(names("shm", Path::new("/dev/shm")));
         lines.extend(names("netns", Path::new("/run/netns")));
+        lines.extend(names("lease", Path::new("/run/hull-networks/hull")));
+        lines.extend(packet_filter());
         lines.extend(sockets());
         lines.extend(below("file", state, Kind::All));
         lines.extend(names("file", Path::new("/tmp")).into_iter().filter(|name| !name.contains("hull-e2e-")));
@@ -79,6 +81,22 @@ fn sockets() -> Vec<String> {
         .filter_map(|line| line.split_whitespace().nth(7))
         .filter(|path| path.contains("hull"))
         .map(|path| format!("socket {path}"))
+        .collect()
+}
+
+/// The rules of the packet filter, where Hull's bridge has brought some.
+fn packet_filter() -> Vec<String> {
+    if !Path::new("/sys/class/net/hull0").exists() {
+        return Vec::new();
+    }
+    ["iptables-save", "ip6tables-save"]
+        .iter()
+        .flat_map(|program| {
+            let saved = std::process::Command::new(program).output().unwrap();
+            let saved = String::from_utf8(saved.stdout).unwrap();
+            let rules = saved.lines().filter(|line| line.starts_with("-A"));
+            rules.map(|rule| format!("{program} {rule}")).collect::<Vec<_>>()
+        })
         .collect()
 }
 

@@ -6,6 +6,8 @@
 
 pub mod description;
 mod running;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::io;
 use std::ops::ControlFlow;

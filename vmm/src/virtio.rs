@@ -10,6 +10,8 @@ pub mod chain;
 pub mod device;
 pub mod entropy;
 pub mod fs;
+#[cfg(any(test, feature = "testing"))]
+pub mod guarded;
 pub mod interrupt;
 pub mod mem;
 pub mod mmio;

@@ -60,8 +60,12 @@ enum Command {
         #[arg(long)]
         filter: Option<String>,
     },
-    /// The benchmarks; prints a table.
-    Bench,
+    /// The benchmarks; prints tables.
+    Bench {
+        /// A Firecracker, to start beside the monitor.
+        #[arg(long)]
+        peer: Option<PathBuf>,
+    },
     /// Writes the tables in docs/ that the tests of the OCI runtime check.
     OciTable,
     /// Thousands of containers from one agent; minutes to an hour.
@@ -86,7 +90,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Error> {
         Command::Run { image, cmd } => return run::container(image.as_deref(), cmd.as_deref()),
         Command::Lint => test::lint()?,
         Command::Test { only, filter } => return test::all(&only, filter.as_deref()),
-        Command::Bench => return test::bench(),
+        Command::Bench { peer } => return test::bench(peer.as_deref()),
         Command::OciTable => return test::oci::tables(),
         Command::Soak => return test::oci::soak(),
     }

@@ -8,7 +8,7 @@ pub mod oci;
 mod runner;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::ValueEnum;
@@ -103,11 +103,14 @@ pub fn lint() -> Result<(), Error> {
     ]))
 }
 
-/// The benchmarks' table, from the test host or from here.
-pub fn bench() -> Result<ExitCode, Error> {
+/// The benchmarks' tables: of the monitor, from this machine's own `/dev/kvm`, which runs small guests even where it cannot
+/// run Linux; then of containers, from the test host or from here. `peer` is a Firecracker.
+pub fn bench(peer: Option<&Path>) -> Result<ExitCode, Error> {
     packages::install(&[])?;
     build::all()?;
     let binary = built(&["build", "--package", "hull-tests", "--bin", "hull-bench"], "tests", "hull-bench")?;
+    let mut monitor = Command::new(&binary);
+    run(monitor.arg("monitor").args(peer.iter().flat_map(|peer| [Path::new("--peer"), peer])))?;
     fixtures()?;
     run(Place::find()?.beside_a_registry(7200, "4096").arg(binary))?;
     oci::bench()?;
@@ -215,15 +218,49 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<Vec<Job>, Error
     for name in names_of(&binary, filter)? {
         modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
     }
-    let job = |(module, names): (String, Vec<String>)| {
-        let binary = binary.clone();
-        Job::tests(&format!("end to end: {module}"), names, move |names| {
-            let mut host = place.beside_a_registry(E2E_SECONDS, "6144");
-            host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
-            host
-        })
-    };
-    Ok(modules.into_iter().map(job).collect())
+    let mut jobs = Vec::new();
+    for (module, names) in modules {
+        for engine in engines(&module) {
+            let (binary, folder) = (binary.clone(), engine.map(Engine::fetch).transpose()?);
+            let title = engine.map_or(module.clone(), |engine| format!("{module}, {}", engine.suite));
+            jobs.push(Job::tests(&format!("end to end: {title}"), names.clone(), move |names| {
+                let mut host = place.beside_a_registry(E2E_SECONDS, "6144");
+                if let Some((engine, folder)) = engine.zip(folder.as_ref()) {
+                    host.env(engine.variable, folder);
+                }
+                host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
+                host
+            }));
+        }
+    }
+    Ok(jobs)
+}
+
+/// An engine of another Debian than this one.
+#[derive(Clone, Copy, Debug)]
+struct Engine {
+    /// The Debian suite.
+    suite: &'static str,
+    /// How the tests are told where its programs are.
+    variable: &'static str,
+}
+
+impl Engine {
+    /// Fetches it unless it is there. Returns the folder with its programs.
+    fn fetch(self) -> Result<PathBuf, Error> {
+        let folder = output(Command::new(root().join("tests/fixtures/engines")).arg(self.suite))?;
+        Ok(PathBuf::from(folder.trim()).join("bin"))
+    }
+}
+
+/// The engines that a module's tests run with; `None` is the one that is installed.
+fn engines(module: &str) -> Vec<Option<Engine>> {
+    let of = |variable, suite| Some(Engine { suite, variable });
+    match module {
+        "containerd" => vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")],
+        "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],
+        _ => vec![None],
+    }
 }
 
 /// Builds the images of the tests here, where the cache is kept; the test host forgets what it writes.

@@ -77,8 +77,7 @@ pub async fn run(
         }
         let (stdio, child) = Prepared::new(expected, spec.process.console, &environment.null)
             .map_err(Error::system("make pipes"))?;
-        let init =
-            launched.insert(launch::init(environment, id, spec, &joined, rootfs.root(), &cgroup, &child)?);
+        let init = launched.insert(launch::init(environment, id, spec, &joined, &rootfs, &cgroup, &child)?);
         // Only the process may hold these open from now on, or its streams would never end.
         drop(child);
         Ok((stdio, init.ready(environment).await?, joined.user))

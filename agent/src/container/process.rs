@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::handle::Reply;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::error::Error;
 use crate::launch::Launched;
 use crate::reap::Children;
@@ -182,10 +182,12 @@ pub async fn supervise(
         Ended::Killed(libc::SIGKILL)
     });
     let at_nanos = now_nanos();
-    if others == Others::Killed
-        && let Err(error) = cgroup.kill()
-    {
-        log::error!("cannot end what process {pid} left behind: {error}");
+    if others == Others::Killed {
+        match cgroup.kill() {
+            // The container is being deleted, and its cgroup is gone with all that was in it.
+            Ok(()) | Err(CgroupError::Missing(_)) => {}
+            Err(error) => log::error!("cannot end what process {pid} left behind: {error}"),
+        }
     }
     phase.send_if_modified(|phase| match phase {
         Phase::Running => {

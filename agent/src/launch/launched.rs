@@ -241,7 +241,7 @@ impl Subjects {
                 let mount = spec.mounts.get(index)?;
                 let what = match &mount.source {
                     Source::New(filesystem) => filesystem.kind.to_string_lossy(),
-                    Source::Volume(name) => name.to_string_lossy(),
+                    Source::Volume(name) | Source::File(name) => name.to_string_lossy(),
                     Source::Shared(shared) => shared.name.to_string_lossy(),
                 };
                 format!("{} ({what})", path(mount.target.path()))

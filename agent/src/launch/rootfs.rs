@@ -123,7 +123,7 @@ fn mount_one(plan: &mut InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: u
             }
             (target, mounted)
         }
-        Source::Volume(_) | Source::Shared(_) => {
+        Source::Volume(_) | Source::Shared(_) | Source::File(_) => {
             let bind = || bound(plan, &shared(plan, &spec.source)?, index);
             let mounted = provided.map_or_else(bind, Ok).map_err(at(Step::Mount, index))?;
             let stat = path::stat(mounted.as_fd()).map_err(at(Step::Mount, index))?;
@@ -187,11 +187,12 @@ fn octal(mode: libc::mode_t) -> [u8; 5] {
     })
 }
 
-/// The root of what the pod shares, a directory or a file, which cannot be a link.
+/// The root of what the pod shares, a directory or a file, or a file that came with the request; never a link.
 pub fn shared(plan: &InitPlan<'_>, source: &Source) -> nix::Result<OwnedFd> {
     let (parent, name) = match source {
         Source::Volume(name) => (plan.volumes, name),
         Source::Shared(tmpfs) => (plan.shared, &tmpfs.name),
+        Source::File(name) => (plan.files, name),
         Source::New(_) => return Err(Errno::EINVAL),
     };
     let parent = path::open(parent, libc::O_PATH | libc::O_DIRECTORY)?;
@@ -252,7 +253,15 @@ fn mount_point(root: &OwnedFd, steps: &[CString], kind: libc::mode_t) -> nix::Re
     match open() {
         Err(Errno::ENOENT) => {
             let parent = directory(root, parents, Resolve::InRoot)?;
-            path::make_node(parent.as_fd(), base_name(step), libc::S_IFREG | 0o644, 0)?;
+            let make = || path::make_node(parent.as_fd(), base_name(step), libc::S_IFREG | 0o644, 0);
+            match make() {
+                // A link to nowhere, as images have it for /etc/resolv.conf: the mount takes its place.
+                Err(Errno::EEXIST) => {
+                    nix::unistd::unlinkat(&parent, base_name(step), nix::unistd::UnlinkatFlags::NoRemoveDir)?;
+                    make()?;
+                }
+                made => made?,
+            }
             open()
         }
         opened => opened,

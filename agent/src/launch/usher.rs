@@ -90,7 +90,7 @@ fn provide(plan: &mut InitPlan<'_>) -> Result<(), Failure> {
                 rootfs::new_filesystem(filesystem, mount, None)
             }
             Source::New(_) => continue,
-            Source::Volume(_) | Source::Shared(_) => {
+            Source::Volume(_) | Source::Shared(_) | Source::File(_) => {
                 rootfs::shared(plan, &mount.source).and_then(|source| rootfs::bound(plan, &source, index))
             }
         };

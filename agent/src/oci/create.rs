@@ -19,7 +19,7 @@ use crate::container::{Registry, resolve_namespaces};
 use crate::environment::Environment;
 use crate::launch::{self, ChildStdio, Launched};
 use crate::reap::Children;
-use crate::rootfs::Disks;
+use crate::rootfs::{Disks, Rootfs};
 use crate::spec::Console;
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::{path, process, socket};
@@ -124,7 +124,7 @@ async fn assemble(
         Environment::prepare(&workshop.place, parent, Disks::Directories(workshop.place.clone()))?;
     cgroup.apply(&bundle.spec.limits)?;
     cgroup.limit_devices(&bundle.spec.device_rules)?;
-    let root = workshop.root(&bundle.rootfs)?;
+    let root = Rootfs::existing(&workshop.place, workshop.root(&bundle.rootfs)?);
     workshop.volumes(&bundle.volumes)?;
     let stdio = inherited_streams()?;
     let children = environment.children.clone();

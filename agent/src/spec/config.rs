@@ -93,7 +93,7 @@ impl ContainerSpec {
     pub fn shared_tmpfs(&self) -> impl Iterator<Item = &SharedTmpfs> {
         self.mounts.iter().filter_map(|mount| match &mount.source {
             Source::Shared(shared) => Some(shared),
-            Source::New(_) | Source::Volume(_) => None,
+            Source::New(_) | Source::Volume(_) | Source::File(_) => None,
         })
     }
 
@@ -103,7 +103,7 @@ impl ContainerSpec {
             Source::New(filesystem) => {
                 filesystem.kind.as_c_str() == c"cgroup2" && !mount.attributes.all_set(ATTR_RDONLY)
             }
-            Source::Volume(_) | Source::Shared(_) => false,
+            Source::Volume(_) | Source::Shared(_) | Source::File(_) => false,
         })
     }
 

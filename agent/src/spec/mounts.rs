@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use hull_protocol::agent::{SHARED_TMPFS_MOUNT, VOLUME_MOUNT, is_valid_id};
+use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT, VOLUME_MOUNT, is_valid_id};
 
 use super::users::IdMappings;
 use super::{SpecError, c_string, schema};
@@ -74,6 +74,8 @@ pub enum Source {
     New(Filesystem),
     /// The pod's volume of this name, a directory or a file.
     Volume(CString),
+    /// The container's own file of this name, which came with the request.
+    File(CString),
     /// A tmpfs that the pod's containers share.
     Shared(SharedTmpfs),
 }
@@ -170,7 +172,8 @@ impl MountSpec {
             ));
         }
         let kind = match mount.kind.as_str() {
-            VOLUME_MOUNT => return Self::volume(target, mount),
+            VOLUME_MOUNT => return Self::bound(target, mount, Source::Volume),
+            FILE_MOUNT => return Self::bound(target, mount, Source::File),
             SHARED_TMPFS_MOUNT => return Self::shared_tmpfs(target, mount),
             "" => return Err(SpecError::invalid(FIELD, format!("{at}: no type"))),
             // The guest has cgroup v2 only, so a container is given what runc gives it on such a host.
@@ -196,10 +199,15 @@ impl MountSpec {
         Ok(options.of(target, |data| Source::New(Filesystem { kind, source, options: data, content })))
     }
 
-    fn volume(target: MountPoint, mount: &schema::Mount) -> Result<Self, SpecError> {
+    /// A mount of something that is there and is known by a name.
+    fn bound(
+        target: MountPoint,
+        mount: &schema::Mount,
+        source: fn(CString) -> Source,
+    ) -> Result<Self, SpecError> {
         let name = mount.source.as_str();
         if matches!(name, "" | "." | "..") || name.contains('/') {
-            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a volume")));
+            return Err(SpecError::invalid(FIELD, format!("{name:?} is not the name of a volume or a file")));
         }
         let mut options = Options::parse(mount)?;
         if let Some((option, _)) = options.data.first() {
@@ -212,7 +220,7 @@ impl MountSpec {
         options.attributes.change(0, ATTR_NODEV);
         options.deep_attributes.clear &= !ATTR_NODEV;
         let name = c_string(FIELD, name)?;
-        Ok(options.of(target, |_| Source::Volume(name)))
+        Ok(options.of(target, |_| source(name)))
     }
 }
 

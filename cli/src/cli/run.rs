@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::RegistryArgs;
 use super::unsupported::Unsupported;
+use crate::network::NetworkArgs;
 use crate::quantity::{Bytes, Cpus, PidsLimit};
 use crate::spec::{MountFlag, Rlimit, SecurityOption, Tmpfs, VolumeFlag};
 
@@ -105,6 +106,9 @@ pub struct RunArgs {
     /// Security option: no-new-privileges, seccomp=unconfined or seccomp=FILE
     #[arg(long, value_name = "OPTION")]
     pub security_opt: Vec<SecurityOption>,
+    /// The network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// When to pull the image
     #[arg(long, value_enum, default_value_t)]
     pub pull: PullPolicy,

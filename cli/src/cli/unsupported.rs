@@ -16,7 +16,6 @@ enum Value {
 use Value::{None as Alone, Takes};
 
 const FLAGS: &[Flag] = &[
-    Flag("add-host", None, Takes),
     Flag("annotation", None, Takes),
     Flag("attach", Some('a'), Takes),
     Flag("blkio-weight", None, Takes),
@@ -33,9 +32,6 @@ const FLAGS: &[Flag] = &[
     Flag("device-read-bps", None, Takes),
     Flag("device-write-bps", None, Takes),
     Flag("disable-content-trust", None, Alone),
-    Flag("dns", None, Takes),
-    Flag("dns-option", None, Takes),
-    Flag("dns-search", None, Takes),
     Flag("domainname", None, Takes),
     Flag("expose", None, Takes),
     Flag("gpus", None, Takes),
@@ -56,15 +52,12 @@ const FLAGS: &[Flag] = &[
     Flag("memory-reservation", None, Takes),
     Flag("memory-swap", None, Takes),
     Flag("memory-swappiness", None, Takes),
-    Flag("net", None, Takes),
-    Flag("network", None, Takes),
     Flag("network-alias", None, Takes),
     Flag("no-healthcheck", None, Alone),
     Flag("oom-kill-disable", None, Alone),
     Flag("oom-score-adj", None, Takes),
     Flag("pid", None, Takes),
     Flag("privileged", None, Alone),
-    Flag("publish", Some('p'), Takes),
     Flag("publish-all", Some('P'), Alone),
     Flag("restart", None, Takes),
     Flag("runtime", None, Takes),
@@ -136,11 +129,11 @@ mod tests {
     #[test]
     fn given_flags_are_found_with_and_without_values() {
         assert_eq!(first(&["run", "image"]), None);
-        assert_eq!(first(&["run", "-p", "80:80", "image"]), Some("publish"));
-        assert_eq!(first(&["run", "-p80:80", "image"]), Some("publish"));
-        assert_eq!(first(&["run", "--network=none", "image"]), Some("network"));
+        assert_eq!(first(&["run", "-a", "stdin", "image"]), Some("attach"));
+        assert_eq!(first(&["run", "-astdin", "image"]), Some("attach"));
+        assert_eq!(first(&["run", "--ip=10.0.0.1", "image"]), Some("ip"));
         assert_eq!(first(&["run", "--privileged", "image"]), Some("privileged"));
         assert_eq!(first(&["run", "--privileged=true", "image"]), Some("privileged"));
-        assert_eq!(first(&["run", "-P", "-p", "80:80", "image"]), Some("publish"));
+        assert_eq!(first(&["run", "-P", "-a", "stdin", "image"]), Some("attach"));
     }
 }

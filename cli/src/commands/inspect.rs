@@ -112,6 +112,7 @@ fn describe_container(container: &Container) -> Result<Value, CliError> {
             "StopSignal": record.stop_signal.to_string(),
             "StopTimeout": record.stop_timeout,
         },
+        "NetworkSettings": crate::network::attachment(&container.bundle).map(|one| one.settings()),
         "Hull": {
             "Bundle": container.bundle,
             "Vcpus": spec["annotations"]["dev.hull.vm.vcpus"],

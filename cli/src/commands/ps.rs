@@ -80,7 +80,9 @@ fn row(container: &Container, status: &Status, no_trunc: bool) -> Row {
         running_for: human_age(&record.created).map(|age| format!("{age} ago")).unwrap_or_default(),
         status: describe(container, status),
         state: status.word(),
-        ports: String::new(),
+        ports: crate::network::attachment(&container.bundle)
+            .map(|one| one.ports_column())
+            .unwrap_or_default(),
         names: record.name.clone(),
         labels: labels.join(","),
     }

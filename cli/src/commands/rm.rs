@@ -24,6 +24,7 @@ pub fn rm(global: &Global, args: &RmArgs) -> Result<u8, CliError> {
         }
         runtime.block_on(ending::end(&container, ending::SIGKILL, Duration::from_secs(30)))?;
         // A client in the foreground, or the shim of a `-d --rm` container, may remove it at the same time: both are right.
+        container.release_network();
         state.remove(&container)?;
         output::line(name)
     })

@@ -11,6 +11,7 @@ use hull_shim::client::messages::Mount;
 use super::image;
 use crate::cli::{Global, RunArgs};
 use crate::error::CliError;
+use crate::network;
 use crate::progress::Volume;
 use crate::quantity::PidsLimit;
 use crate::spec::capabilities::CapabilitySet;
@@ -58,6 +59,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         });
     }
     let binds = binds(args)?;
+    let network = network::plan(&args.network)?;
     let state = paths::state(global)?;
     let store = paths::store(global)?;
     let volume = if args.quiet { Volume::Silent } else { Volume::Normal };
@@ -72,6 +74,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         None => config.stop_signal().as_deref().and_then(|text| spec::signal(text).ok()).unwrap_or(SIGTERM),
     };
     let id = ContainerId::random().map_err(CliError::io("cannot make an id"))?;
+    let namespace = network.namespace(id.as_str());
     let spec = spec::container(&ContainerRequest {
         id: id.as_str(),
         image: &image.config,
@@ -88,6 +91,8 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         root: if args.read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite },
         shm_size: args.shm_size,
         tmpfs: &args.tmpfs,
+        network: namespace.as_deref(),
+        files: &network::FILES,
         binds: &binds,
         rlimits: &args.ulimit,
         capabilities,
@@ -118,17 +123,36 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         stop_signal,
         stop_timeout: args.stop_timeout,
     };
+    let mut spec = spec;
+    if let network::Plan::Bridge(_) = network {
+        // The bundle's place is where the hook finds what to give back.
+        let bundle = state.bundle(&record.id);
+        let program = std::env::current_exe().map_err(CliError::io("cannot find hull's own program"))?;
+        spec::release_at_the_end(&mut spec, &program, &bundle)?;
+    }
+    let hostname = spec.hostname().clone().unwrap_or_default();
     let (container, lock) = state.create(record, name.as_ref(), &serde_json::to_vec_pretty(&spec)?)?;
     let prepared = Prepared { container, state, lock, rootfs: vec![rootfs(&image)] };
+    let bundle = &prepared.container.bundle;
+    if let Err(error) = network.set_up(bundle, prepared.container.id.as_str(), &hostname, &args.network) {
+        give_up(&prepared);
+        return Err(error.into());
+    }
     if let Some(path) = &args.cidfile {
         write_cidfile(path, prepared.container.id.as_str()).map_err(|source| {
-            if let Err(error) = prepared.state.remove(&prepared.container) {
-                crate::error::say(&crate::error::describe(&error));
-            }
+            give_up(&prepared);
             CliError::CidFile { path: path.clone(), source }
         })?;
     }
     Ok(prepared)
+}
+
+/// Takes back what was made; the error that led here is the one to report.
+fn give_up(prepared: &Prepared) {
+    prepared.container.release_network();
+    if let Err(error) = prepared.state.remove(&prepared.container) {
+        crate::error::say(&crate::error::describe(&error));
+    }
 }
 
 /// What does not fit together.

@@ -142,6 +142,7 @@ async fn undo(prepared: Prepared, failure: CliError) -> CliError {
     if let Err(error) = end_shim(&container, ShutDown::Now).await {
         error::say(&error::describe(&error));
     }
+    container.release_network();
     if let Err(error) = state.remove(&container) {
         error::say(&error::describe(&error));
     }
@@ -227,6 +228,7 @@ async fn finish(
     }
     let ending = Ending { status, record };
     explain(&container, &ending);
+    container.release_network();
     drop(lock);
     if container.record.auto_remove {
         state.remove(&container)?;

@@ -1,6 +1,6 @@
 //! What every container has: mounts, namespaces, hidden paths and device rules, as docker gives them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -64,9 +64,9 @@ pub fn mount(
     MountBuilder::default().source(source).destination(destination).typ(kind).options(options).build()
 }
 
-/// The namespaces. The network is the VM's own: there is nobody in the VM to be separated from.
-pub fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    [
+/// The namespaces. That of the network is on the host: the one at `network`, or a new one with nothing in it.
+pub fn namespaces(network: Option<&Path>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    let mut namespaces = [
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Ipc,
         LinuxNamespaceType::Uts,
@@ -75,7 +75,13 @@ pub fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
     ]
     .into_iter()
     .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
-    .collect()
+    .collect::<Result<Vec<_>, _>>()?;
+    let mut own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
+    if let Some(path) = network {
+        own = own.path(path);
+    }
+    namespaces.push(own.build()?);
+    Ok(namespaces)
 }
 
 /// Device access: nodes may be made, but only the harmless ones used.

@@ -34,6 +34,8 @@ fn request<'a>(image: &'a ImageConfiguration, command: &'a [String]) -> Containe
         root: RootAccess::ReadWrite,
         shm_size: Bytes(64 << 20),
         tmpfs: &[],
+        network: None,
+        files: &[],
         binds: &[],
         rlimits: &[],
         capabilities: CapabilitySet::resolve(&[], &[]).unwrap(),
@@ -70,7 +72,7 @@ fn a_plain_container() {
     assert_eq!(spec["annotations"]["dev.hull.vm.memory-mib"], "512");
     let kinds: HashSet<_> =
         spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
-    assert_eq!(kinds, HashSet::from(["pid", "ipc", "uts", "mount", "cgroup"]));
+    assert_eq!(kinds, HashSet::from(["pid", "ipc", "uts", "mount", "cgroup", "network"]));
     let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
     assert_eq!(rules[0]["allow"], false, "everything is denied first");
     assert!(spec["linux"]["maskedPaths"].as_array().unwrap().contains(&"/proc/kcore".into()));

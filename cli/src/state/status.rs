@@ -116,6 +116,7 @@ pub fn repair(container: &Container) -> Result<Option<ExitRecord>, CliError> {
     }
     let started =
         ShimRecord::read(&container.bundle)?.is_some() || container.bundle.join(ADDRESS_FILE).exists();
+    container.release_network();
     let mut reason = "the container was never started: its client ended too early";
     if started {
         engine::shim(container)?.delete()?;

@@ -144,6 +144,27 @@ fn key(request: &api::ProcessRequest) -> Key {
 
 #[async_trait]
 impl Agent for FakeAgent {
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConfigureNetworkRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let address =
+            |address: &api::NetworkAddress| format!("{:?}/{}", address.address, address.prefix_length);
+        let interfaces = request.interfaces.iter().map(|interface| {
+            let addresses: Vec<_> = interface.addresses.iter().map(address).collect();
+            format!("{} {}", interface.name, addresses.join(","))
+        });
+        let interfaces: Vec<_> = interfaces.collect();
+        crate::note(&format!("configured {}; {} routes", interfaces.join("; "), request.routes.len()));
+        Ok(api::Empty::new())
+    }
+
+    async fn bind_slot(&self, _: &TtrpcContext, request: api::SlotRequest) -> ttrpc::Result<api::Empty> {
+        crate::note(&format!("bound {}", request.slot));
+        Ok(api::Empty::new())
+    }
+
     async fn info(&self, _: &TtrpcContext, request: api::InfoRequest) -> ttrpc::Result<api::InfoResponse> {
         self.fault.at("info");
         Ok(api::InfoResponse { api_version: request.api_version, ..Default::default() })

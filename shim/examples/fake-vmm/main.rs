@@ -42,8 +42,10 @@ pub enum Fault {
     Silent,
 }
 
-const STEPS: [&str; 11] =
-    ["hello", "jail", "machine", "disk", "vsock", "boot", "info", "create", "start", "exec", "shutdown"];
+const STEPS: [&str; 12] = [
+    "hello", "jail", "machine", "disk", "network", "vsock", "boot", "info", "create", "start", "exec",
+    "shutdown",
+];
 
 impl Fault {
     fn parse(word: Option<&str>) -> Self {
@@ -64,6 +66,14 @@ impl Fault {
     }
 }
 
+/// What the network was told, for the test to read: appended to a file in the test's directory.
+pub fn note(line: &str) {
+    use std::io::Write;
+    let path = std::path::Path::new(&std::env::args().nth(2).unwrap()).join("network");
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    writeln!(file, "{line}").unwrap();
+}
+
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("broker") {
         broker::run();
@@ -75,6 +85,8 @@ fn main() {
     nix::fcntl::fcntl(&control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     let mut ports = Vec::new();
     let mut listener = None;
+    // A monitor holds its taps.
+    let mut taps = Vec::new();
     loop {
         let Ok(Some(received)) = control.receive::<Request>() else { exit(0) };
         let (request, fds) = (received.message, received.fds);
@@ -89,6 +101,11 @@ fn main() {
             Request::AddDisk(disk) => {
                 fault.at("disk");
                 assert_eq!(fds.len(), disk.extents.len());
+            }
+            Request::AddNetwork(network) => {
+                fault.at("network");
+                note(&format!("device {} mtu {}", network.name, network.mtu));
+                taps.extend(fds);
             }
             Request::AddVsock(_) => {
                 fault.at("vsock");
@@ -118,12 +135,18 @@ fn main() {
                 let reading = Arc::clone(&control);
                 // The end of the control socket is the end of the VM.
                 std::thread::spawn(move || {
+                    let mut taps = taps;
                     while let Ok(Some(received)) = reading.receive::<Request>() {
                         match received.message {
                             Request::Stop => break,
                             Request::Stats => {
                                 let stats = VmStats { vm_exits: 7, ..VmStats::default() };
                                 reading.send(&Message::Stats(stats), &[]).unwrap();
+                            }
+                            Request::AddNetwork(network) => {
+                                note(&format!("plugged {} mtu {}", network.name, network.mtu));
+                                taps.extend(received.fds);
+                                reading.send(&Message::Plugged { slot: 9 }, &[]).unwrap();
                             }
                             _ => {}
                         }
@@ -139,7 +162,6 @@ fn main() {
             | Request::AddPmem(_)
             | Request::AddFs(_)
             | Request::SetBalloon { .. }
-            | Request::AddNetwork(_)
             | Request::Unplug { .. }
             | Request::Pause
             | Request::Resume

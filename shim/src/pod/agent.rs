@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use hull_protocol::agent::api::agent::{
-    ConfigurePodRequest, ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateExecRequest,
-    ExitStatus, InfoRequest, InfoResponse, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest,
-    ShutdownRequest, SignalProcessRequest, SlotRequest, UpdateContainerRequest,
+    ConfigureNetworkRequest, ConfigurePodRequest, ContainerRequest, ContainerStatsResponse,
+    CreateContainerRequest, CreateExecRequest, ExitStatus, InfoRequest, InfoResponse, OnlineCpusRequest,
+    ProcessRequest, ResizeTerminalRequest, ShutdownRequest, SignalProcessRequest, SlotRequest,
+    UpdateContainerRequest,
 };
 use hull_protocol::agent::api::agent_ttrpc::AgentClient;
 use tokio::net::UnixStream;
@@ -126,6 +127,12 @@ impl Agent {
         self.call("ConfigurePod", Some(DEADLINE), self.client.configure_pod(Context::default(), request))
             .await
             .map(drop)
+    }
+
+    /// The pod's network.
+    pub async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
+        let answer = self.client.configure_network(Context::default(), request);
+        self.call("ConfigureNetwork", Some(DEADLINE), answer).await.map(drop)
     }
 
     /// Prepares a container's init process.

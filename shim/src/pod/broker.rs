@@ -103,7 +103,7 @@ impl Broker {
     pub async fn start(path: &Path) -> Result<(Self, OwnedFd), BrokerError> {
         let failed = |source| BrokerError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        let child = spawn_with_control(path, &theirs).map_err(failed)?;
+        let child = spawn_with_control(path, &theirs, None).map_err(failed)?;
         drop(theirs);
         let (asks, inbox) = mpsc::channel(8);
         tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox));

@@ -145,7 +145,8 @@ impl Pod {
     async fn build_alone(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
         let Order { request, bundle, document } = order;
         let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
-        let config = document.translate(None)?;
+        let network = document.network()?;
+        let config = document.translate(&bundle, None)?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
         let names = RootfsNames::first(&request.id);
@@ -159,6 +160,7 @@ impl Pod {
             disks: open.disks,
             // Without a file to share there is no broker.
             exports: (!exports.is_empty()).then_some(exports),
+            network,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             hostname,
@@ -200,6 +202,7 @@ impl Pod {
             disks: Vec::new(),
             // A container that comes later may share files.
             exports: Some(Vec::new()),
+            network: document.network()?,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             hostname: document.hostname(),
@@ -234,8 +237,10 @@ impl Pod {
         let mut record = shim_record(&vm, None);
         record.container_pid = None;
         record.sandbox = Some(sandbox.id.clone());
+        // The pod's network is the sandbox's to give back.
+        record.network = None;
         record.write(&bundle)?;
-        let config = document.translate(Some(&self.issued(sandbox)))?;
+        let config = document.translate(&bundle, Some(&self.issued(sandbox)))?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
         let names = vm.rootfs_names(&request.id);
@@ -285,6 +290,7 @@ impl Pod {
         let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         record.vmm_pid = Some(booting.pid());
         record.vmm_start_ticks = start_ticks(booting.pid());
+        record.network = booting.network_record();
         if let Err(error) = record.write(bundle) {
             booting.abandon().await;
             return Err(error.into());
@@ -310,8 +316,9 @@ async fn prepare_init(
     vm: &Vm,
     init: &Process,
     config: &ContainerConfig,
-    rootfs: Rootfs,
+    mut rootfs: Rootfs,
 ) -> Result<ProcessIo, TaskError> {
+    rootfs.files.clone_from(&config.files);
     let request = CreateContainerRequest {
         container_id: init.container.clone(),
         spec: config.guest_spec.clone(),

@@ -189,6 +189,7 @@ mod tests {
                 exports: None,
                 console: folder.path().join("console"),
                 stream_socket: folder.path().join("streams"),
+                network: crate::spec::NetworkChoice::Own,
                 hostname: "hotplug".into(),
             };
             let vm = Booting::prepare(spec, &crate::config::Config::load().unwrap())

@@ -9,13 +9,14 @@ use crate::config::JailChoice;
 /// ids end at 2^22; systemd's table of ids (UIDS-GIDS) has no other use for 0x7000_0000 to 0x7ffd_ffff.
 const FIRST_ID: u32 = 0x7000_0000;
 
-/// The jail of the monitor with this process id. Unless one is chosen, a shim that runs as root asks for all of it.
-pub fn of_monitor(pid: u32, choice: Option<JailChoice>) -> JailConfig {
+/// The jail of the monitor with this process id, which sees this network. Unless one is chosen, a shim that runs as root asks
+/// for all of it.
+pub fn of_monitor(pid: u32, choice: Option<JailChoice>, network: JailNetwork) -> JailConfig {
     let by_default =
         || if nix::unistd::geteuid().is_root() { JailChoice::Full } else { JailChoice::Unprivileged };
     let id = FIRST_ID + pid;
     match choice.unwrap_or_else(by_default) {
-        JailChoice::Full => JailConfig::Full { uid: id, gid: id, network: JailNetwork::Empty },
+        JailChoice::Full => JailConfig::Full { uid: id, gid: id, network },
         JailChoice::Unprivileged => JailConfig::Unprivileged,
     }
 }
@@ -28,9 +29,12 @@ mod tests {
     fn every_monitor_is_its_own_user() {
         let id = 0x7000_0007;
         let full = JailConfig::Full { uid: id, gid: id, network: JailNetwork::Empty };
-        assert_eq!(of_monitor(7, Some(JailChoice::Full)), full);
-        assert_eq!(of_monitor(7, Some(JailChoice::Unprivileged)), JailConfig::Unprivileged);
+        let of = |choice| of_monitor(7, choice, JailNetwork::Empty);
+        assert_eq!(of(Some(JailChoice::Full)), full);
+        assert_eq!(of(Some(JailChoice::Unprivileged)), JailConfig::Unprivileged);
         let by_default = if nix::unistd::geteuid().is_root() { full } else { JailConfig::Unprivileged };
-        assert_eq!(of_monitor(7, None), by_default);
+        assert_eq!(of(None), by_default);
+        let inherited = JailConfig::Full { uid: id, gid: id, network: JailNetwork::Inherited };
+        assert_eq!(of_monitor(7, Some(JailChoice::Full), JailNetwork::Inherited), inherited);
     }
 }

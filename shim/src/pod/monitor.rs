@@ -110,10 +110,12 @@ pub struct Monitor {
 impl Monitor {
     /// Starts the monitor with its control socket. It dies with this process, also after its jail has closed: it sees to
     /// that itself.
-    pub fn spawn(path: &Path) -> Result<Self, MonitorError> {
+    ///
+    /// Where there is a namespace it is in that: on the host it stands for the pod.
+    pub fn spawn(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        let child = spawn_with_control(path, &theirs).map_err(failed)?;
+        let child = spawn_with_control(path, &theirs, namespace).map_err(failed)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
         let channel = AsyncChannel::new(ours)?;
@@ -252,20 +254,37 @@ async fn watch_over(
 }
 
 /// Starts a process of ours with a control socket as [`CONTROL_FD`]. It dies with this process.
-pub(super) fn spawn_with_control(path: &Path, socket: &Channel) -> io::Result<Child> {
+pub(super) fn spawn_with_control(
+    path: &Path,
+    socket: &Channel,
+    network: Option<BorrowedFd<'_>>,
+) -> io::Result<Child> {
     // Were CONTROL_FD free here, the runtime's own pipe to the child could get that number and be overwritten.
     let null = File::open("/dev/null")?;
     let _occupied = duplicate_from(&null, CONTROL_FD)?;
     let socket = socket.as_raw_fd();
+    let network = network.map(|namespace| namespace.as_raw_fd());
     let parent = std::process::id();
     let mut command = Command::new(path);
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).env_clear();
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls; it does not
-    // allocate. `socket` stays open in the parent until after the spawn.
+    // allocate. `socket` and `network` stay open in the parent until after the spawn.
     unsafe {
-        command.pre_exec(move || inherit_control_socket(socket, parent));
+        command.pre_exec(move || {
+            network.map_or(Ok(()), enter_network)?;
+            inherit_control_socket(socket, parent)
+        });
     }
     command.spawn()
+}
+
+fn enter_network(namespace: i32) -> io::Result<()> {
+    // SAFETY: setns is a plain system call on integers; the child has one thread.
+    if unsafe { libc::setns(namespace, libc::CLONE_NEWNET) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn inherit_control_socket(socket: i32, parent: u32) -> io::Result<()> {

@@ -2,29 +2,34 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
 use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
 use hull_protocol::vmm::{
-    Channel, CpuTemplate, FsCache, FsConfig, JailConfig, MachineConfig, PortConnection, Request, VERSION,
-    VsockConfig,
+    Channel, CpuTemplate, FsCache, FsConfig, JailConfig, JailNetwork, MachineConfig, PortConnection, Request,
+    VERSION, VsockConfig,
 };
 use tokio::net::UnixStream;
 
+use super::hotplug::PlugError;
 use super::monitor::AsyncChannel;
+use super::network::{Keeper, Settled};
 use super::{
     Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Monitor, MonitorError,
     RootfsNames, VmEnd, jail, printable,
 };
 use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
+use crate::network::{NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
+use crate::spec::NetworkChoice;
 use crate::undo::{Undo, UndoError, remove_file};
 
 /// The monitor works without the guest until Boot; slow storage may hold it up.
@@ -40,7 +45,7 @@ const CONSOLE_TAIL: u64 = 2048;
 const CONSOLE_TAIL_LINES: usize = 6;
 const ENTROPY: usize = 64;
 
-const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init";
+const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init dummy.numdummies=0";
 
 /// A VM to be started.
 #[derive(Debug)]
@@ -59,6 +64,8 @@ pub struct VmSpec {
     pub console: PathBuf,
     /// Path for the monitor's vsock listener.
     pub stream_socket: PathBuf,
+    /// The pod's network.
+    pub network: NetworkChoice,
     /// The pod's host name.
     pub hostname: String,
 }
@@ -77,6 +84,12 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The pod's network is not usable.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A network device did not get into the running VM.
+    #[error(transparent)]
+    Plug(#[from] PlugError),
     /// What of the host's files is to be shared cannot be.
     #[error(transparent)]
     Volumes(#[from] BrokerError),
@@ -148,6 +161,7 @@ pub struct Vm {
     /// How many containers came after the first.
     further: AtomicU32,
     monitor: Monitor,
+    network: Option<Keeper>,
     stream_socket: PathBuf,
     undo: std::sync::Mutex<Option<Undo>>,
 }
@@ -156,6 +170,7 @@ pub struct Vm {
 pub struct Booting {
     monitor: Monitor,
     connections: AsyncChannel,
+    network: Option<Settled>,
     spec: VmSpecRest,
     since: Instant,
     undo: Undo,
@@ -176,7 +191,9 @@ impl Booting {
         let mut undo = Undo::default();
         let since = Instant::now();
         match Self::build(spec, config, &mut undo).await {
-            Ok((monitor, connections, spec)) => Ok(Self { monitor, connections, spec, since, undo }),
+            Ok((monitor, connections, network, spec)) => {
+                Ok(Self { monitor, connections, network, spec, since, undo })
+            }
             Err(error) => {
                 // The failures are logged; the first error is the one to report.
                 let _ = undo.run().await;
@@ -189,7 +206,7 @@ impl Booting {
         spec: VmSpec,
         config: &Config,
         undo: &mut Undo,
-    ) -> Result<(Monitor, AsyncChannel, VmSpecRest), StartError> {
+    ) -> Result<(Monitor, AsyncChannel, Option<Settled>, VmSpecRest), StartError> {
         let artifacts = Artifacts::find(&config.artifacts)?;
         let read = |path: &Path| OpenOptions::new().read(true).open(path).map_err(open_error(path));
         let kvm_path = Path::new("/dev/kvm");
@@ -216,13 +233,23 @@ impl Booting {
             }
         };
 
-        let monitor = Monitor::spawn(&artifacts.vmm)?;
+        let (network, devices) = match PodNetwork::open(&spec.network).await? {
+            Some(network) => {
+                let (settled, devices) = join(network, undo).await?;
+                (Some(settled), devices)
+            }
+            None => (None, Vec::new()),
+        };
+
+        let namespace = network.as_ref().map(|settled| settled.network.namespace().as_fd());
+        let monitor = Monitor::spawn(&artifacts.vmm, namespace)?;
         let killed = monitor.clone();
         undo.push("the monitor", async move {
             killed.kill().await;
             Ok(())
         });
-        let jail = jail::of_monitor(monitor.pid(), config.jail);
+        let seen = if network.is_some() { JailNetwork::Inherited } else { JailNetwork::Empty };
+        let jail = jail::of_monitor(monitor.pid(), config.jail, seen);
         if jail == JailConfig::Unprivileged {
             log::warn!(
                 "the jail is the unprivileged one: the monitor keeps this user, its namespaces and its root"
@@ -246,6 +273,9 @@ impl Booting {
             }
             let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
             monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
+            for NetworkDevice { config, tap } in devices {
+                monitor.request(Request::AddNetwork(config), vec![tap]).await?;
+            }
             if let Some(files) = files {
                 let config = FsConfig { tag: VOLUMES_TAG.to_owned(), cache: FsCache::Auto };
                 monitor.request(Request::AddFs(config), vec![files]).await?;
@@ -262,7 +292,7 @@ impl Booting {
         let VmSpec { memory_mib, console, stream_socket, hostname, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
         let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, broker };
-        Ok((monitor, connections, rest))
+        Ok((monitor, connections, network, rest))
     }
 
     /// The monitor's process id.
@@ -270,13 +300,27 @@ impl Booting {
         self.monitor.pid()
     }
 
+    /// What the shim has changed in the pod's network namespace.
+    pub fn network_record(&self) -> Option<NetworkRecord> {
+        self.network.as_ref().and_then(|settled| settled.network.record())
+    }
+
     /// Boots, and waits for the agent. Everything is undone when that fails.
     pub async fn boot(self) -> Result<Vm, StartError> {
-        let Self { monitor, connections, spec, since, undo } = self;
-        match boot(&monitor, connections, &spec, since).await {
-            Ok((agent, boot)) => Ok(Vm {
+        let Self { monitor, connections, network, spec, since, undo } = self;
+        let up = async {
+            let (agent, boot) = boot(&monitor, connections, &spec, since).await?;
+            let network = match network {
+                Some(settled) => Some(hand_over(settled, &monitor, &agent).await?),
+                None => None,
+            };
+            Ok::<_, StartError>((agent, boot, network))
+        };
+        match up.await {
+            Ok((agent, boot, network)) => Ok(Vm {
                 agent,
                 boot,
+                network,
                 memory_mib: spec.memory_mib,
                 broker: spec.broker,
                 further: AtomicU32::new(0),
@@ -331,6 +375,19 @@ impl Vm {
         u64::from(self.memory_mib) * (1 << 20) / 2
     }
 
+    /// Makes the guest's network that of the pod's namespace.
+    pub async fn settle_network(&self) -> Result<(), StartError> {
+        match &self.network {
+            Some(keeper) => keeper.settle().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the shim has changed in the pod's network namespace.
+    pub fn network_record(&self) -> Option<NetworkRecord> {
+        self.network.as_ref().and_then(Keeper::record)
+    }
+
     /// The path of the monitor's vsock listener.
     pub fn stream_socket(&self) -> &Path {
         &self.stream_socket
@@ -367,6 +424,25 @@ impl MonitorError {
     fn from_io(error: io::Error) -> Self {
         Self::Channel(error.into())
     }
+}
+
+/// Gives the pod's interfaces their taps. What that leaves in the namespace is undone after the monitor's end.
+async fn join(
+    mut network: PodNetwork,
+    undo: &mut Undo,
+) -> Result<(Settled, Vec<NetworkDevice>), NetworkError> {
+    let namespace = Arc::clone(network.namespace());
+    undo.push("the pod's network", network.redirections().remove(namespace));
+    let (devices, told) = network.settle().await?;
+    Ok((Settled { network, told }, devices))
+}
+
+/// Tells the guest of its network, and has it looked after from then on.
+async fn hand_over(settled: Settled, monitor: &Monitor, agent: &Agent) -> Result<Keeper, StartError> {
+    if !settled.told.interfaces.is_empty() {
+        agent.configure_network(&settled.told).await?;
+    }
+    Ok(Keeper::start(settled, monitor.clone(), agent.clone()).await?)
 }
 
 async fn boot(

@@ -3,11 +3,17 @@
 use std::collections::HashMap;
 
 use containerd_shim_protos::cgroups_v2::metrics as containerd;
-use hull_protocol::agent::api::agent::{ContainerStatsResponse, CpuStats, MemoryStats, PressureStats};
+use hull_protocol::agent::api::agent::{
+    ContainerStatsResponse, CpuStats, MemoryStats, NetworkStats, PressureStats,
+};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 
 use super::convert::pack;
+use crate::pod::printable;
+
+/// The most links that are told of: the guest may have any number.
+const NETWORKS_MAX: usize = 64;
 
 /// The statistics of a container, as cgroup v2's.
 pub fn metrics(stats: &ContainerStatsResponse) -> ttrpc::Result<Any> {
@@ -44,9 +50,25 @@ pub fn metrics(stats: &ContainerStatsResponse) -> ttrpc::Result<Any> {
         memory_events: MessageField::some(memory_events(&stats.memory)),
         io: MessageField::some(io),
         hugetlb: hugetlb.collect(),
+        network: stats.network.iter().take(NETWORKS_MAX).map(network).collect(),
         ..containerd::Metrics::default()
     };
     pack("io.containerd.cgroups.v2.Metrics", &metrics)
+}
+
+fn network(link: &NetworkStats) -> containerd::NetworkStat {
+    containerd::NetworkStat {
+        name: printable(&link.name),
+        rx_bytes: link.rx_bytes,
+        rx_packets: link.rx_packets,
+        rx_errors: link.rx_errors,
+        rx_dropped: link.rx_dropped,
+        tx_bytes: link.tx_bytes,
+        tx_packets: link.tx_packets,
+        tx_errors: link.tx_errors,
+        tx_dropped: link.tx_dropped,
+        ..containerd::NetworkStat::default()
+    }
 }
 
 fn cpu(cpu: &CpuStats) -> containerd::CPUStat {

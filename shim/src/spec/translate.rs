@@ -3,12 +3,13 @@
 //! | property | in the guest |
 //! |---|---|
 //! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
-//! | `hooks`: prestart, poststart, poststop | stripped: they configure the host |
+//! | `hooks`: poststop | stripped for the guest, and run by the shim: [`crate::hooks`] |
+//! | `hooks`: prestart, poststart | stripped: they configure the host |
 //! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
-//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs, one for all containers of a pod |
+//! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs, one for all containers of a pod; a relative source is a file of the bundle: [`super::files`] |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
-//! | `linux.namespaces`: network | stripped, with or without path: the VM is the boundary |
+//! | `linux.namespaces`: network | stripped: the shim joins the guest to it, and all containers of the pod are in the guest's own. Without one, refused: [`super::network`] |
 //! | `linux.namespaces`: others of a container in this VM, by path | the pod's or that container's |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
 //! | `linux.devices` | character devices kept, block devices refused |
@@ -19,8 +20,8 @@
 
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::SHARED_TMPFS_MOUNT;
 use hull_protocol::agent::api::agent::Namespaces;
+use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT};
 use oci_spec::runtime::{Hooks, Linux, LinuxDeviceType, LinuxResources, Mount, Process, Spec};
 
 use super::SpecError;
@@ -28,7 +29,8 @@ use super::namespaces::{self, Issued};
 use super::volumes::{self, Volume};
 
 const SHM: &str = "/dev/shm";
-const GUEST_FILE_SYSTEMS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+const GUEST_FILE_SYSTEMS: [&str; 8] =
+    ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", FILE_MOUNT];
 
 /// What the spec itself cannot say to the guest.
 #[derive(Clone, Debug, Default)]
@@ -98,8 +100,7 @@ pub fn resources(resources: &mut LinuxResources) {
 fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
     // The deprecated prestart hooks are still what docker writes.
     #[allow(deprecated)]
-    let stripped =
-        [("prestart", hooks.prestart()), ("poststart", hooks.poststart()), ("poststop", hooks.poststop())];
+    let stripped = [("prestart", hooks.prestart()), ("poststart", hooks.poststart())];
     let refused = [
         ("createRuntime", hooks.create_runtime()),
         ("createContainer", hooks.create_container()),
@@ -222,7 +223,6 @@ mod tests {
     fn host_mounts_are_named() {
         let mut spec = base();
         spec["mounts"] = json!([
-            {"destination": "/etc/hosts", "type": "bind", "source": "/h/hosts", "options": ["rbind"]},
             {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["rbind"]}
         ]);
         let mounts = translated(spec.clone()).unwrap()["mounts"].clone();

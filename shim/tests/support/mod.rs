@@ -74,7 +74,7 @@ impl Pod {
             "root": {"path": "rootfs"},
             "hostname": id,
             "process": {"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}},
-            "linux": {}
+            "linux": {"namespaces": [{"type": "network"}]}
         });
         let mut request = CreateTaskRequest::new();
         request.id = id.into();

@@ -192,18 +192,17 @@ fn containerd_comes_back_to_what_it_left() {
         let mut containerd = Containerd::start();
         let log = containerd.file("hull-test.log");
         let log_uri = format!("file://{}", log.display());
-        let script =
-            "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; sleep 0.05; done; exec sleep 1000";
+        let script = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo line $i; sleep 1; done; exec sleep 1000";
         containerd.detached(&["--log-uri", &log_uri], "web", &["sh", "-c", script]);
         eventually("the first lines", || {
-            fs::read_to_string(&log).ok().filter(|text| text.contains("line 10\n"))
+            fs::read_to_string(&log).ok().filter(|text| text.contains("line 3\n"))
         });
         containerd.restart(signal);
         assert_eq!(containerd.status("web"), "RUNNING", "{signal}");
         assert_eq!(containerd.ok(["task", "exec", "--exec-id", "e", "web", "echo", "still"]), "still\n");
-        let wanted: String = (1..=200).map(|n| format!("line {n}\n")).collect();
+        let wanted: String = (1..=20).map(|n| format!("line {n}\n")).collect();
         eventually("the last line", || {
-            fs::read_to_string(&log).ok().filter(|text| text.contains("line 200\n"))
+            fs::read_to_string(&log).ok().filter(|text| text.contains("line 20\n"))
         });
         assert!(fs::read_to_string(&log).unwrap() == wanted, "output is lost");
         let mut events = containerd.events();

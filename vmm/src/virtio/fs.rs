@@ -18,7 +18,7 @@ use super::device::{Activated, DeviceError, Quiet, VirtioDevice, copy_config};
 mod fuse;
 mod reply;
 mod request;
-mod session;
+pub mod session;
 #[cfg(test)]
 mod tests;
 mod thread;

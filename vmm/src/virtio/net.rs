@@ -162,6 +162,13 @@ impl Net {
         Self::over(config, tap, || Box::new(Instant::now))
     }
 
+    /// An interface whose other end is a socket that keeps frames apart.
+    #[cfg(feature = "testing")]
+    #[allow(clippy::unwrap_used, reason = "tests only")]
+    pub fn stand_in(config: &NetworkConfig, socket: OwnedFd) -> Self {
+        Self::over(config, Tap::stand_in(socket), || Box::new(Instant::now)).unwrap()
+    }
+
     fn over(config: &NetworkConfig, tap: Tap, clock: impl Fn() -> Clock) -> Result<Self, NetError> {
         let throttle = |limits: &RateLimits| {
             Throttle::new(limits, clock())

@@ -2,20 +2,18 @@
 //! that may not be touched.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::VirtioDevice;
+pub use super::guarded::Memory;
 use super::mmio::{MmioTransport, QUEUE_NOTIFY};
 use super::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
-use crate::memory::GuestMemory;
 
 pub mod echo;
 
@@ -41,49 +39,9 @@ pub const NEEDS_RESET: u32 = 64;
 
 /// Where guest memory begins in these tests.
 pub const BASE: u64 = 0x10_0000;
-const PAGE: usize = 4096;
 const QUEUE_AREA: u64 = 0x3000;
 /// Longest wait for something that must happen.
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Guest memory between guard pages: a byte beyond either end kills the test.
-pub struct Memory {
-    pub guest: GuestMemory,
-    mappings: Vec<(*mut libc::c_void, usize)>,
-}
-
-impl Memory {
-    pub fn new(regions: &[(u64, usize)]) -> Self {
-        let mut mappings = Vec::new();
-        let regions = regions.iter().map(|(base, size)| {
-            let whole = size + 2 * PAGE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            let map = unsafe { libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0) };
-            assert_ne!(map, libc::MAP_FAILED);
-            let inner = map.wrapping_byte_add(PAGE);
-            // SAFETY: inside the mapping just made.
-            let result = unsafe { libc::mprotect(inner, *size, libc::PROT_READ | libc::PROT_WRITE) };
-            assert_eq!(result, 0, "{}", io::Error::last_os_error());
-            mappings.push((map, whole));
-            // SAFETY: the range is mapped until `drop`, which comes after that of all users.
-            let region = unsafe { MmapRegionBuilder::new(*size).with_raw_mmap_pointer(inner.cast()) };
-            let region = region.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).with_mmap_flags(flags);
-            GuestRegionMmap::new(region.build().unwrap(), GuestAddress(*base)).unwrap()
-        });
-        let guest = GuestMemoryMmap::from_regions(regions.collect()).unwrap();
-        Self { guest, mappings }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        for (map, size) in &self.mappings {
-            // SAFETY: mapped in `new`; the driver that owns this drops its transport first.
-            assert_eq!(unsafe { libc::munmap(*map, *size) }, 0);
-        }
-    }
-}
 
 /// A buffer in a chain.
 #[derive(Clone, Copy, Debug)]

@@ -18,7 +18,7 @@ mod connection;
 mod credit;
 mod handshake;
 mod muxer;
-mod packet;
+pub mod packet;
 mod ports;
 #[cfg(test)]
 mod tests;

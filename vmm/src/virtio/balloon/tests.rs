@@ -292,3 +292,19 @@ fn only_what_is_named_leaves() {
     });
     result.unwrap();
 }
+
+/// Cloud Hypervisor #7903: the size that the guest claims was subtracted from without a look.
+#[test]
+fn ch_7903_a_size_beyond_all_memory_is_a_number_and_no_more() {
+    let (mut driver, control) = balloon();
+    for actual in [u32::MAX, 0, 1 << 31, 256] {
+        for target in [0, 1, u32::MAX] {
+            control.set_target(target);
+            driver.transport.write(CONFIG + 4, &actual.to_le_bytes());
+            let stats = control.stats();
+            assert_eq!((stats.actual_mib, stats.target_mib), (actual / 256, target.min(u32::MAX / 256)));
+        }
+    }
+    submit_pages(&mut driver, DEFLATE, &[u32::MAX, 0]);
+    assert_eq!(driver.get(STATUS), RUNNING);
+}

@@ -177,9 +177,10 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Tap {
     /// A socket that keeps frames apart, in place of a tap.
+    #[allow(clippy::unwrap_used, reason = "tests only")]
     pub fn stand_in(socket: OwnedFd) -> Self {
         Self::watched(socket, Offloads::all()).unwrap()
     }

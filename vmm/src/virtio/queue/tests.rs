@@ -422,3 +422,27 @@ proptest! {
         prop_assert_eq!(driver.get(STATUS) == RUNNING, fits);
     }
 }
+
+/// vm-memory's CVE-2020-13759: an index was copied byte by byte, so that half of an old one met half of a new one.
+#[test]
+fn cve_2020_13759_an_index_is_never_seen_half_written() {
+    let memory = Memory::new(&[(BASE, 0x1000)]);
+    let at = GuestAddress(BASE + 0x102);
+    let guest = memory.guest.clone();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            for _ in 0..200_000 {
+                for value in [0_u16, u16::MAX] {
+                    guest.store(value, at, Ordering::Relaxed).unwrap();
+                }
+            }
+        });
+        let mut seen = 0;
+        while !writer.is_finished() {
+            let value: u16 = memory.guest.load(at, Ordering::Relaxed).unwrap();
+            assert!(value == 0 || value == u16::MAX, "{value:#x}");
+            seen += 1;
+        }
+        assert!(seen > 0);
+    });
+}

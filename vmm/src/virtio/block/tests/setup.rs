@@ -84,3 +84,34 @@ fn what_cannot_be_a_disk_is_refused() {
     assert!(error(&one, vec![File::open("/").unwrap().into()]).contains("regular file"));
     assert!(error(&one, vec![File::open("/dev/zero").unwrap().into()]).contains("regular file"));
 }
+
+/// Cloud Hypervisor GHSA-jmr4-g2hv-mjj6: a guest wrote the header of another format to its disk, and the next boot read
+/// files of the host that the header named.
+#[test]
+fn ghsa_jmr4_a_disk_stays_raw_whatever_the_guest_writes_to_its_first_sector() {
+    let qcow2 =
+        [b"QFI\xfb\0\0\0\x03".as_slice(), &[0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 0, 11], b"/etc/passwd"].concat();
+    for magic in [
+        qcow2.as_slice(),
+        b"KDMV\x01",
+        b"conectix",
+        b"vhdxfile",
+        b"\x7fVDI",
+        b"<<< QEMU VM Virtual Disk Image >>>",
+    ] {
+        let file = file_with(&sectors(8));
+        let mut written = magic.to_vec();
+        written.resize(512, 0);
+        let mut driver = Backend::Blocking.disk(DiskAccess::ReadWrite, &file);
+        assert_eq!(request(&mut driver, 1, 0, &written, 0).status, 0);
+        drop(driver);
+        // Another monitor, another boot.
+        let mut driver = Backend::Blocking.disk(DiskAccess::ReadWrite, &file);
+        let mut capacity = [0; 8];
+        driver.transport.read(0x100, &mut capacity);
+        assert_eq!(u64::from_le_bytes(capacity), 8);
+        let all = request(&mut driver, 0, 0, &[], 8 * 512).data;
+        assert_eq!(all[..512], written);
+        assert_eq!(all[512..], sectors(8)[512..]);
+    }
+}

@@ -1,0 +1,302 @@
+//! The pod's network on the host: the namespace that CNI or docker has set up, a tap in it for each of its interfaces, and
+//! what the guest has to know to be in its place.
+//!
+//! ```text
+//!   the world -- eth0 [ingress] ==tc==> [egress] tap -- monitor -- guest's eth0
+//!                eth0 [egress]  <==tc== [ingress] tap
+//! ```
+//! Every frame that comes in by `eth0` goes out by the tap and the other way round; the guest has the interface's Ethernet
+//! address, its addresses, routes, neighbours and MTU. The namespace's own stack sees none of it. Taps are not persistent:
+//! they go with the monitor, which holds them. The redirections are taken away by [`Redirections::remove`].
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`namespace`] | entering it, on a thread that goes nowhere else |
+//! | [`scan`] | what is there |
+//! | [`tap`] | a tap beside an interface |
+//! | [`describe`] | the same for the agent |
+
+mod describe;
+mod namespace;
+mod scan;
+mod tap;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hull_netlink::redirect::{self, Queue};
+use hull_netlink::socket::Watcher;
+use hull_netlink::{Error as KernelError, Mac, Socket};
+use hull_protocol::agent::api::agent::ConfigureNetworkRequest;
+use hull_protocol::vmm::{NetworkConfig, NetworkLimits};
+use serde::{Deserialize, Serialize};
+
+pub use namespace::Namespace;
+
+use crate::spec::NetworkChoice;
+use scan::{Interface, Scan};
+
+/// The most interfaces of a pod: each takes one of the VM's slots.
+const INTERFACES_MAX: usize = 8;
+
+/// Why a pod has not the network it should have.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The namespace cannot be opened, made or entered.
+    #[error("cannot {what}: {source}")]
+    Namespace {
+        /// What was tried.
+        what: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The kernel refused a step.
+    #[error("cannot {what}: {source}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: KernelError,
+    },
+    /// Interfaces are told apart by their addresses.
+    #[error(
+        "the interfaces {0} and {1} of the pod have the same Ethernet address, {2}: a VM can have one of them"
+    )]
+    Twins(String, String, Mac),
+    /// There are too many.
+    #[error("the pod has {0} interfaces, and a VM can have {INTERFACES_MAX}")]
+    TooMany(usize),
+}
+
+fn kernel(what: impl FnOnce() -> String) -> impl FnOnce(KernelError) -> NetworkError {
+    move |source| NetworkError::Kernel { what: what(), source }
+}
+
+/// A network device for the VM.
+#[derive(Debug)]
+pub struct NetworkDevice {
+    /// As the monitor gets it.
+    pub config: NetworkConfig,
+    /// Its tap.
+    pub tap: OwnedFd,
+}
+
+/// An interface that has a tap. The tap stays when the interface goes: one with the same address may take its place.
+#[derive(Clone, Debug)]
+struct Attached {
+    mac: Mac,
+    link: u32,
+    tap: u32,
+}
+
+/// The network of one pod.
+#[derive(Debug)]
+pub struct PodNetwork {
+    namespace: Arc<Namespace>,
+    path: Option<PathBuf>,
+    attached: Vec<Attached>,
+    redirections: Redirections,
+}
+
+impl PodNetwork {
+    /// Opens or makes the namespace. `None` where there is nothing to be done: without privileges, no namespace can be made, and
+    /// a VM that has no device needs none.
+    pub async fn open(choice: &NetworkChoice) -> Result<Option<Self>, NetworkError> {
+        let (namespace, path) = match choice {
+            NetworkChoice::Own if !nix::unistd::geteuid().is_root() => return Ok(None),
+            NetworkChoice::Own => (Namespace::fresh().await?, None),
+            NetworkChoice::At(path) => (Namespace::at(path)?, Some(path.clone())),
+        };
+        Ok(Some(Self {
+            namespace: Arc::new(namespace),
+            path,
+            attached: Vec::new(),
+            redirections: Redirections::default(),
+        }))
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    /// What has to be taken away in the end.
+    pub fn redirections(&self) -> Redirections {
+        self.redirections.clone()
+    }
+
+    /// What is enough to take it away without this process.
+    pub fn record(&self) -> Option<NetworkRecord> {
+        let (device, inode) = self.namespace.identity().ok()?;
+        Some(NetworkRecord {
+            namespace: self.path.clone()?,
+            device,
+            inode,
+            redirections: self.redirections.get(),
+        })
+    }
+
+    /// Tells of changes in the namespace.
+    pub async fn watcher(&self) -> Result<Watcher, NetworkError> {
+        let open = |_: &Socket| Watcher::open().map_err(kernel(|| "watch the pod's network".to_owned()));
+        self.namespace.run(open).await
+    }
+
+    /// Forgets the tap of a device that the VM did not take.
+    pub fn forget(&mut self, mac: [u8; 6]) {
+        self.attached.retain(|one| one.mac != Mac(mac));
+    }
+
+    /// Looks at the namespace, and gives every interface a tap that has none. Returns the new devices, and what the guest's
+    /// network is to be.
+    pub async fn settle(&mut self) -> Result<(Vec<NetworkDevice>, ConfigureNetworkRequest), NetworkError> {
+        let known = self.attached.clone();
+        let redirections = self.redirections.clone();
+        let (attached, devices, description) = self
+            .namespace
+            .run(move |socket| {
+                let mut scan = Scan::take(socket, &known.iter().map(|one| one.tap).collect::<Vec<_>>())?;
+                check(&scan.interfaces)?;
+                let (attached, devices) = attach(socket, &mut scan.interfaces, known, &redirections)?;
+                Ok((attached, devices, describe::describe(&scan)))
+            })
+            .await?;
+        self.attached = attached;
+        Ok((devices, description))
+    }
+}
+
+fn check(interfaces: &[Interface]) -> Result<(), NetworkError> {
+    if interfaces.len() > INTERFACES_MAX {
+        return Err(NetworkError::TooMany(interfaces.len()));
+    }
+    for (place, one) in interfaces.iter().enumerate() {
+        if let Some(other) = interfaces[..place].iter().find(|other| other.mac == one.mac) {
+            return Err(NetworkError::Twins(other.link.name.clone(), one.link.name.clone(), one.mac));
+        }
+    }
+    Ok(())
+}
+
+/// Joins every interface to a tap that is not yet joined to one.
+fn attach(
+    socket: &Socket,
+    interfaces: &mut [Interface],
+    mut attached: Vec<Attached>,
+    redirections: &Redirections,
+) -> Result<(Vec<Attached>, Vec<NetworkDevice>), NetworkError> {
+    let mut devices = Vec::new();
+    for interface in interfaces {
+        let name = interface.link.name.clone();
+        let link = interface.link.index;
+        let tap = match attached.iter_mut().find(|one| one.mac == interface.mac) {
+            Some(one) if one.link == link => {
+                tap::follow(socket, one.tap, &interface.link)?;
+                continue;
+            }
+            // The interface was made anew: its tap and the guest's device are still there.
+            Some(one) => {
+                one.link = link;
+                tap::follow(socket, one.tap, &interface.link)?;
+                one.tap
+            }
+            None => {
+                let (fd, index) = tap::make(socket, &interface.link)?;
+                attached.push(Attached { mac: interface.mac, link, tap: index });
+                devices.push(NetworkDevice {
+                    config: NetworkConfig {
+                        name: format!("net{}", attached.len() - 1),
+                        mac: interface.mac.0,
+                        mtu: u16::try_from(interface.mtu()).unwrap_or(u16::MAX),
+                        limits: NetworkLimits::default(),
+                    },
+                    tap: fd,
+                });
+                index
+            }
+        };
+        redirections.add(socket, link, &name, tap)?;
+        redirections.add(socket, tap, &name, link)?;
+    }
+    Ok((attached, devices))
+}
+
+/// A redirection, and how it is undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Redirection {
+    /// The number of the link that it is on.
+    link: u32,
+    /// Whether the link's ingress queue was made for it.
+    owns_queue: bool,
+}
+
+impl Redirection {
+    fn remove(&self, socket: &Socket) -> Result<(), KernelError> {
+        redirect::remove(socket, self.link, if self.owns_queue { Queue::Ours } else { Queue::Found })
+    }
+}
+
+/// Every redirection that was made, for whoever takes them away. Clones share the list.
+#[derive(Clone, Debug, Default)]
+pub struct Redirections(Arc<Mutex<Vec<Redirection>>>);
+
+impl Redirections {
+    fn get(&self) -> Vec<Redirection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends what comes in by a link out by another one, and no longer where it went before.
+    fn add(&self, socket: &Socket, link: u32, interface: &str, to: u32) -> Result<(), NetworkError> {
+        let failed = || kernel(|| format!("redirect the frames of {interface}"));
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = list.iter().position(|one| one.link == link) {
+            list.swap_remove(place).remove(socket).map_err(failed())?;
+        }
+        let queue = redirect::add(socket, link, to).map_err(failed())?;
+        list.push(Redirection { link, owns_queue: queue == Queue::Ours });
+        Ok(())
+    }
+
+    /// Takes all of them away, the latest first; reports the first error.
+    pub async fn remove(self, namespace: Arc<Namespace>) -> io::Result<()> {
+        let list = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        if list.is_empty() {
+            return Ok(());
+        }
+        namespace.run(move |socket| remove_all(socket, &list)).await.map_err(io::Error::other)
+    }
+}
+
+/// Tries all of them, and reports the first error.
+fn remove_all(socket: &Socket, redirections: &[Redirection]) -> Result<(), NetworkError> {
+    let results: Vec<_> = redirections.iter().rev().map(|one| one.remove(socket)).collect();
+    let result = results.into_iter().collect::<Result<(), _>>();
+    result.map_err(kernel(|| "end a redirection".to_owned()))
+}
+
+/// A pod's network as far as it outlives its shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Where the namespace is.
+    namespace: PathBuf,
+    /// Which one it was: device and inode number of its file. Paths are used again.
+    device: u64,
+    inode: u64,
+    /// What to undo in it; what was on a tap went with it.
+    redirections: Vec<Redirection>,
+}
+
+impl NetworkRecord {
+    /// Takes away what a shim has left in the namespace, if that still exists. Blocks for a moment.
+    pub fn clean_up(self) -> Result<(), NetworkError> {
+        let Ok(namespace) = Namespace::at(&self.namespace) else { return Ok(()) };
+        if namespace.identity().ok() != Some((self.device, self.inode)) {
+            return Ok(());
+        }
+        namespace.run_blocking(move |socket| remove_all(socket, &self.redirections))
+    }
+}

@@ -1,0 +1,104 @@
+//! Files of the bundle that a container has for itself: what `hull run` writes for /etc/hosts and its like. They go to the
+//! guest with the request, and nobody on the host sees what becomes of them.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use hull_protocol::agent::api::agent::File as GuestFile;
+use hull_protocol::agent::{FILE_MOUNT, FILE_SIZE_MAX, FILES_MAX, is_valid_id};
+use oci_spec::runtime::{Mount, Spec};
+
+use super::SpecError;
+
+/// Reads what bind mounts with a relative source name: a file in the bundle itself. The mounts become ones of those files.
+pub fn take(spec: &mut Spec, bundle: &Path) -> Result<Vec<GuestFile>, SpecError> {
+    let Some(mounts) = spec.mounts_mut() else { return Ok(Vec::new()) };
+    let mut files = Vec::new();
+    for mount in mounts.iter_mut().filter(|mount| is_relative_bind(mount)) {
+        let source = mount.source().as_deref().unwrap_or(Path::new("")).to_owned();
+        let is_there = |name: &&str| is_valid_id(name) && bundle.join(name).is_file();
+        let name = source.to_str().filter(is_there).ok_or_else(|| {
+            SpecError::Unsupported(format!(
+                "the bind mount at {} has the source {:?}, which is neither an absolute path nor a file in the bundle",
+                mount.destination().display(),
+                source.display()
+            ))
+        })?;
+        if files.len() == FILES_MAX {
+            return Err(SpecError::Unsupported(format!(
+                "more than {FILES_MAX} files of the bundle are mounted"
+            )));
+        }
+        files.push(GuestFile {
+            name: name.to_owned(),
+            content: read(&bundle.join(name))?,
+            ..GuestFile::default()
+        });
+        let options = mount.options().clone().unwrap_or_default();
+        let options = options.into_iter().filter(|option| option != "bind" && option != "rbind").collect();
+        mount.set_typ(Some(FILE_MOUNT.to_owned()));
+        mount.set_options(Some(options));
+    }
+    Ok(files)
+}
+
+fn is_relative_bind(mount: &Mount) -> bool {
+    let binds = |word: &str| word == "bind" || word == "rbind";
+    let is_bind = mount.typ().as_deref().is_some_and(binds)
+        || mount.options().iter().flatten().any(|option| binds(option));
+    is_bind && mount.source().as_ref().is_some_and(|source| source.is_relative())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, SpecError> {
+    let failed = |source| SpecError::Read { path: path.to_owned(), source };
+    let mut content = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(FILE_SIZE_MAX as u64 + 1).read_to_end(&mut content).map_err(failed)?;
+    if content.len() > FILE_SIZE_MAX {
+        return Err(SpecError::Unsupported(format!(
+            "{} is longer than {FILE_SIZE_MAX} bytes",
+            path.display()
+        )));
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn files_of_the_bundle_are_read() {
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::write(bundle.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
+        std::fs::write(bundle.path().join("long"), vec![b'x'; FILE_SIZE_MAX + 1]).unwrap();
+        let with = |source: &str| -> Spec {
+            serde_json::from_value(json!({"ociVersion": "1.0.2", "mounts": [
+                {"destination": "/data", "type": "bind", "source": "/srv"},
+                {"destination": "/etc/hosts", "type": "bind", "source": source, "options": ["rbind", "ro"]}
+            ]}))
+            .unwrap()
+        };
+        let mut spec = with("hosts");
+        let files = take(&mut spec, bundle.path()).unwrap();
+        assert_eq!((files[0].name.as_str(), &files[0].content[..]), ("hosts", &b"127.0.0.1 localhost\n"[..]));
+        let mounts = serde_json::to_value(spec.mounts()).unwrap();
+        assert_eq!(mounts[0]["type"], "bind");
+        assert_eq!(
+            mounts[1],
+            json!({"destination": "/etc/hosts", "type": "hull-file", "source": "hosts", "options": ["ro"]})
+        );
+        for (source, part) in [
+            ("../hosts", "a file in the bundle"),
+            ("", "a file in the bundle"),
+            ("none", "a file in the bundle"),
+            ("long", "longer"),
+        ] {
+            let error = take(&mut with(source), bundle.path()).unwrap_err().to_string();
+            assert!(error.contains(part), "{source}: {error}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Which network a container's spec asks for.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::SpecError;
+
+/// The network of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkChoice {
+    /// A new namespace, into which a client may put something until the start: docker since version 26, `ctr --cni`.
+    Own,
+    /// The namespace at this path, which others have made and will take away.
+    At(PathBuf),
+}
+
+impl NetworkChoice {
+    /// What the spec says of it. The host's own network is an error: a VM has a network stack of its own.
+    pub fn of(spec: &Spec) -> Result<Self, SpecError> {
+        let namespaces =
+            spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let Some(network) =
+            namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        else {
+            return Err(host("no network namespace"));
+        };
+        match network.path() {
+            None => Ok(Self::Own),
+            Some(path) if path.as_os_str().is_empty() => Ok(Self::Own),
+            Some(path) if is_ours(path) => Err(host(&path.display().to_string())),
+            Some(path) => Ok(Self::At(path.clone())),
+        }
+    }
+}
+
+fn host(what: &str) -> SpecError {
+    SpecError::Unsupported(format!(
+        "hostNetwork is not supported: the spec has {what}, which is the host's network, and a VM cannot be in it; give the container a network namespace of its own"
+    ))
+}
+
+/// Whether this is the namespace that the shim itself is in.
+fn is_ours(path: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    identity(path).is_some_and(|found| Some(found) == identity(Path::new("/proc/self/ns/net")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(namespaces: &str) -> Result<NetworkChoice, SpecError> {
+        let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{namespaces}]}}}}"#);
+        NetworkChoice::of(&serde_json::from_str(&json).unwrap())
+    }
+
+    #[test]
+    fn a_spec_chooses() {
+        assert_eq!(of(r#"{"type":"network"}"#).unwrap(), NetworkChoice::Own);
+        assert_eq!(of(r#"{"type":"network","path":""}"#).unwrap(), NetworkChoice::Own);
+        let at = NetworkChoice::At("/var/run/netns/cni-1".into());
+        assert_eq!(of(r#"{"type":"pid"},{"type":"network","path":"/var/run/netns/cni-1"}"#).unwrap(), at);
+        for hosts in ["", r#"{"type":"pid"}"#, r#"{"type":"network","path":"/proc/self/ns/net"}"#] {
+            let error = of(hosts).unwrap_err();
+            assert!(error.to_string().starts_with("hostNetwork is not supported"), "{error}");
+            assert_eq!(error.code(), ttrpc::proto::Code::UNIMPLEMENTED);
+        }
+    }
+}

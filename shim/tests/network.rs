@@ -1,0 +1,190 @@
+//! The pod's network, from the spec to the monitor's and the agent's ears; with real namespaces and taps. Needs root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use hull_shim::client::Process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use support::{Pod, eventually, soon};
+
+const INIT: Process<'static> = Process { container: "web", exec: "" };
+
+fn run(program: &str, words: &str) -> String {
+    let output = Command::new(program).args(words.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{program} {words}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A network namespace by a name, as CNI makes it, with an interface that is set up.
+struct Named(String);
+
+impl Named {
+    fn new(name: &str) -> Self {
+        let name = format!("hs-{}-{name}", std::process::id());
+        run("ip", &format!("netns add {name}"));
+        run("ip", &format!("netns add {name}-far"));
+        let named = Self(name);
+        named.ip("link set lo up");
+        named.ip(&format!("link add eth0 mtu 1450 type veth peer name far netns {}-far", named.0));
+        run("ip", &format!("-n {}-far link set far up", named.0));
+        for words in ["link set eth0 up", "addr add 10.6.0.2/24 dev eth0"] {
+            named.ip(words);
+        }
+        named
+    }
+
+    fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
+    fn ip(&self, words: &str) -> String {
+        run("ip", &format!("-n {} {words}", self.0))
+    }
+
+    /// Which links there are, and which of them redirect.
+    fn links(&self) -> String {
+        let links = self.ip("-o link");
+        let names: Vec<_> = links.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
+        let redirects = |name: &&&str| {
+            let name = name.split('@').next().unwrap();
+            let filters = run("ip", &format!("netns exec {} tc filter show dev {name} parent ffff:", self.0));
+            let queues = run("ip", &format!("netns exec {} tc qdisc show dev {name}", self.0));
+            assert_eq!(filters.is_empty(), !queues.contains("ingress"), "{filters} {queues}");
+            filters.contains("Egress Redirect to device")
+        };
+        let redirecting: Vec<_> = names.iter().filter(redirects).collect();
+        format!("{names:?} {redirecting:?}")
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        for name in [&self.0, &format!("{}-far", self.0)] {
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+fn pod_in(path: &str, fault: &str) -> Pod {
+    let mut pod = Pod::with("web", &["sleep", "1000"], fault, "");
+    pod.config["linux"]["namespaces"] = json!([{"type": "network", "path": path}]);
+    pod
+}
+
+/// What the monitor and the agent were told, until it ends with this line.
+fn told(pod: &Pod, last: &str) -> Vec<String> {
+    let read = || fs::read_to_string(pod.file("network")).unwrap_or_default();
+    eventually(|| read().lines().last() == Some(last), || format!("not {last:?}: {}\n{}", read(), pod.log()));
+    read().lines().map(str::to_owned).collect()
+}
+
+fn kill_9(pid: u32) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_set_up() {
+    let named = Named::new("set-up");
+    let before = named.links();
+    let pod = pod_in(&named.path(), "");
+    let client = pod.connect().await;
+    let pid = soon(client.create(&pod.request)).await.unwrap();
+    assert_eq!(told(&pod, "configured eth0 [10, 6, 0, 2]/24; 1 routes")[0], "device net0 mtu 1450");
+    let links = named.links();
+    assert!(links.contains(r#"["lo", "eth0@"#) && links.contains(r#""hull0"] ["eth0@"#), "{links}");
+    let seen = fs::metadata(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_eq!(seen.ino(), fs::metadata(named.path()).unwrap().ino(), "the task's pid stands for the pod");
+    soon(client.start(INIT)).await.unwrap();
+
+    // What changes later reaches the guest too.
+    named.ip("addr add 10.6.0.3/24 dev eth0");
+    named.ip("route add 10.7.0.0/16 via 10.6.0.1");
+    told(&pod, "configured eth0 [10, 6, 0, 2]/24,[10, 6, 0, 3]/24; 2 routes");
+
+    soon(client.kill(INIT, 9, hull_shim::client::Reach::Process)).await.unwrap();
+    soon(client.wait(INIT)).await.unwrap();
+    soon(client.delete(INIT)).await.unwrap();
+    assert_eq!(named.links(), before);
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_network_that_comes_between_create_and_start() {
+    let pod = Pod::with("web", &["sleep", "1000"], "", "");
+    let client = pod.connect().await;
+    let pid = soon(client.create(&pod.request)).await.unwrap();
+    let own = fs::metadata("/proc/self/ns/net").unwrap().ino();
+    assert_ne!(fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino(), own);
+    // As docker and `ctr --cni` do it, by the task's pid.
+    let far = format!("hs{pid}");
+    run("ip", &format!("link add {far} type veth peer name eth0 netns {pid}"));
+    for words in ["ip addr add 10.8.0.2/24 dev eth0", "ip link set eth0 up"] {
+        run("nsenter", &format!("-t {pid} -n {words}"));
+    }
+    run("ip", &format!("link set {far} up"));
+    soon(client.start(INIT)).await.unwrap();
+    let lines = told(&pod, "configured eth0 [10, 8, 0, 2]/24; 1 routes");
+    // The watcher may have seen the link before its address was there.
+    assert_eq!(lines[..2], ["plugged net0 mtu 1500", "bound 9"]);
+    soon(client.kill(INIT, 9, hull_shim::client::Reach::Process)).await.unwrap();
+    soon(client.wait(INIT)).await.unwrap();
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+    // The namespace had no other holder, and takes the pair with it.
+    let gone = || !fs::exists(format!("/sys/class/net/{far}")).unwrap();
+    eventually(gone, || format!("{far} is left"));
+}
+
+#[tokio::test]
+async fn every_failure_leaves_the_namespace_as_it_was() {
+    let named = Named::new("faults");
+    let before = named.links();
+    for fault in ["jail", "network", "boot", "info", "create"] {
+        let pod = pod_in(&named.path(), fault);
+        let client = pod.connect().await;
+        soon(client.create(&pod.request)).await.unwrap_err();
+        assert_eq!(named.links(), before, "{fault}");
+        soon(client.shutdown("web")).await.unwrap();
+        pod.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn a_killed_shim_is_cleaned_up_after() {
+    let named = Named::new("killed");
+    let before = named.links();
+    let pod = pod_in(&named.path(), "");
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(pod.bundle().join("shim.json")).unwrap()).unwrap();
+    kill_9(u32::try_from(record["shim_pid"].as_u64().unwrap()).unwrap());
+    pod.shim.delete().unwrap();
+    assert_eq!(named.links(), before);
+    // Twice is as good.
+    pod.shim.delete().unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn the_hosts_network_is_refused() {
+    for namespaces in [json!([]), json!([{"type": "network", "path": "/proc/self/ns/net"}])] {
+        let mut pod = Pod::with("web", &["true"], "", "");
+        pod.config["linux"]["namespaces"] = namespaces;
+        let client = pod.connect().await;
+        let error = soon(client.create(&pod.request)).await.unwrap_err().to_string();
+        assert!(error.starts_with("hostNetwork is not supported"), "{error}");
+        soon(client.shutdown("web")).await.unwrap();
+        pod.assert_nothing_left();
+    }
+}

@@ -1,0 +1,126 @@
+//! docker runs its containers in Hull: `docker run --runtime hull`, and all that a person does with them.
+
+use hull_tests::docker::{Docker, IMAGE};
+use hull_tests::eventually;
+
+/// `docker run` of a container without a network.
+const RUN: [&str; 3] = ["run", "--network", "none"];
+
+fn run<'a>(options: &[&'a str], words: &[&'a str]) -> Vec<&'a str> {
+    [&RUN, options, &[IMAGE], words].concat()
+}
+
+#[test]
+fn run_gives_output_and_exit_code() {
+    let docker = Docker::start();
+    let said = docker.run(run(&["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 7"]));
+    assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (7, "out\n", "err\n"));
+    let release = docker.ok(run(&["--rm"], &["uname", "-r"]));
+    assert!(release.ends_with("-hull"), "{release:?} is the guest's kernel");
+    let said = docker.run(run(&["--rm"], &["no-such-program"]));
+    assert_eq!(said.code, 127, "{said:?}");
+    assert!(said.err.contains("executable file not found in $PATH"), "{said:?}");
+    let users = docker.ok(run(
+        &["--rm", "-u", "1000:29", "-w", "/tmp", "-e", "A=b c"],
+        &["sh", "-c", "id -u; id -g; pwd; echo $A"],
+    ));
+    assert_eq!(users, "1000\n29\n/tmp\nb c");
+    docker.left_nothing();
+}
+
+#[test]
+fn a_container_lives_is_looked_at_and_comes_again() {
+    let docker = Docker::start();
+    let script = "echo begun; trap 'echo ended; exit 3' TERM; while :; do sleep 1; done";
+    docker.ok(run(&["-d", "--name", "web", "--memory", "64m"], &["sh", "-c", script]));
+    eventually("its output is in the log", || (docker.ok(["logs", "web"]) == "begun").then_some(()));
+    let said = docker.run(["exec", "-e", "X=1", "web", "sh", "-c", "echo $X; echo kept >/kept; exit 5"]);
+    assert_eq!((said.code, said.out.as_str()), (5, "1\n"));
+    assert!(docker.ok(["top", "web"]).contains("hull-vmm"), "docker top shows the processes on the host");
+    let stats = docker.ok(["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "web"]);
+    assert!(stats.contains("64MiB") && !stats.starts_with("0B"), "{stats}");
+
+    docker.ok(["update", "--memory", "48m", "--memory-swap", "48m", "web"]);
+    assert_eq!(docker.ok(["exec", "web", "cat", "/sys/fs/cgroup/memory.max"]), (48 << 20).to_string());
+    docker.ok(["pause", "web"]);
+    assert_eq!(docker.inspect("web")["State"]["Status"], "paused");
+    docker.ok(["unpause", "web"]);
+
+    docker.ok(["stop", "web"]);
+    let state = docker.inspect("web")["State"].clone();
+    assert_eq!((&state["Status"], &state["ExitCode"]), (&"exited".into(), &3.into()), "{state}");
+    assert_eq!(docker.ok(["logs", "web"]), "begun\nended");
+    docker.ok(["start", "web"]);
+    assert_eq!(docker.ok(["exec", "web", "cat", "/kept"]), "kept");
+    docker.ok(["restart", "--time", "0", "web"]);
+    docker.becomes("web", "running");
+    docker.ok(["kill", "web"]);
+    docker.becomes("web", "exited");
+    assert_eq!(docker.inspect("web")["State"]["ExitCode"], 137);
+    docker.ok(["rm", "web"]);
+    docker.left_nothing();
+}
+
+#[test]
+fn files_go_in_and_out() {
+    let docker = Docker::start();
+    std::fs::create_dir(docker.file("shared")).unwrap();
+    std::fs::write(docker.file("shared/from-host"), "host\n").unwrap();
+    let shared = docker.file("shared").display().to_string();
+    docker.ok(["volume", "create", "store"]);
+    let (writable, read_only) = (format!("{shared}:/rw"), format!("{shared}:/ro:ro"));
+    let options = [
+        "-d",
+        "--name",
+        "files",
+        "-v",
+        &writable,
+        "-v",
+        &read_only,
+        "-v",
+        "store:/store",
+        "--tmpfs",
+        "/scratch",
+    ];
+    docker.ok(run(&options, &["sleep", "1000"]));
+    let exec = |script: &str| docker.run(["exec", "files", "sh", "-c", script]);
+    assert_eq!(exec("cat /rw/from-host /ro/from-host").out, "host\nhost\n");
+    assert_eq!(exec("echo guest >/rw/from-guest && echo x >/store/x && echo y >/scratch/y").code, 0);
+    assert_eq!(std::fs::read_to_string(docker.file("shared/from-guest")).unwrap(), "guest\n");
+    assert_ne!(exec("echo no >/ro/no").code, 0);
+    assert_eq!(exec("stat -f -c %T /scratch").out, "tmpfs\n");
+
+    std::fs::write(docker.file("in"), "in\n").unwrap();
+    docker.ok(["cp", &docker.file("in").display().to_string(), "files:/tmp/in"]);
+    assert_eq!(exec("cat /tmp/in; echo out >/tmp/out").out, "in\n");
+    docker.ok(["cp", "files:/tmp/out", &docker.file("out").display().to_string()]);
+    assert_eq!(std::fs::read_to_string(docker.file("out")).unwrap(), "out\n");
+    docker.ok(["rm", "-f", "files"]);
+    assert_eq!(docker.ok(run(&["--rm", "-v", "store:/store"], &["cat", "/store/x"])), "x");
+    docker.ok(["volume", "rm", "store"]);
+    docker.left_nothing();
+}
+
+#[test]
+fn health_is_watched_and_failures_are_restarted() {
+    let docker = Docker::start();
+    let health = ["--health-cmd", "test -e /well", "--health-interval", "1s", "--health-retries", "1"];
+    docker.ok(run(&[&["-d", "--name", "ill"], &health[..]].concat(), &["sleep", "1000"]));
+    let becomes = |wanted: &str| {
+        eventually(wanted, || (docker.inspect("ill")["State"]["Health"]["Status"] == wanted).then_some(()));
+    };
+    becomes("unhealthy");
+    docker.ok(["exec", "ill", "touch", "/well"]);
+    becomes("healthy");
+    docker.ok(["rm", "-f", "ill"]);
+
+    docker.ok(run(&["-d", "--name", "again", "--restart", "on-failure:1"], &["sh", "-c", "echo x; exit 9"]));
+    eventually("it was restarted once", || {
+        let container = docker.inspect("again");
+        (container["RestartCount"] == 1 && container["State"]["Status"] == "exited").then_some(())
+    });
+    assert_eq!(docker.ok(["logs", "again"]), "x\nx");
+    assert_eq!(docker.inspect("again")["State"]["ExitCode"], 9);
+    docker.ok(["rm", "again"]);
+    docker.left_nothing();
+}
