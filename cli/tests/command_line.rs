@@ -30,6 +30,8 @@ impl Hull {
         command.args(args).stdin(Stdio::null());
         command.env("HULL_STATE_DIR", self.folder.path().join("state"));
         command.env("HULL_DATA_DIR", self.folder.path().join("data"));
+        // No test here leaves a bridge on the machine.
+        command.env("HULL_NETWORK", "none");
         command.env_remove("HULL_INSECURE_REGISTRIES").env_remove("DOCKER_DEFAULT_PLATFORM");
         let Output { status, stdout, stderr } = command.output().unwrap();
         Said {
@@ -238,6 +240,7 @@ fn a_failed_start_leaves_nothing() {
     command.args(["run", &id]).env("HULL_SHIM", "/no/such/shim").stdin(Stdio::null());
     command.env("HULL_STATE_DIR", hull.folder.path().join("state"));
     command.env("HULL_DATA_DIR", hull.folder.path().join("data"));
+    command.env("HULL_NETWORK", "none");
     let output = command.output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{err}");
