@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hull_protocol::vmm::{DiskAccess, DiskConfig, DiskDiscard, DiskExtent, RateLimits};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::RootfsError;
 
@@ -53,6 +54,9 @@ fn open_piece(path: &Path, access: DiskAccess) -> io::Result<(File, u64)> {
     if !kind.is_file() && !kind.is_block_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
     }
+    // On a block device the flag would make requests fail that have to wait.
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?) - OFlag::O_NONBLOCK;
+    fcntl(&file, FcntlArg::F_SETFL(flags))?;
     let length = file.seek(SeekFrom::End(0))?;
     Ok((file, length))
 }
