@@ -162,6 +162,7 @@ impl Container {
             log::error!("{error}");
         }
         self.init.end_start(Phase::Running);
+        crate::hooks::poststart(&self.bundle, &self.id, self.vm.pid()).await;
         Ok(pid)
     }
 
@@ -170,6 +171,10 @@ impl Container {
         let mut record = shim_record(&self.vm, started_at);
         record.container_pid = Some(self.init.pid());
         record.sandbox.clone_from(&self.sandbox);
+        if self.sandbox.is_some() {
+            // The pod's network is the sandbox's to give back.
+            record.network = None;
+        }
         record
     }
 

@@ -5,6 +5,7 @@
 
 use ttrpc::proto::Code;
 
+use crate::hooks::HookError;
 use crate::io::StdioError;
 use crate::pod::{AgentError, PlugError, RootfsError, StartError};
 use crate::record::RecordError;
@@ -77,6 +78,9 @@ pub enum TaskError {
     /// The VM did not take what the container needs.
     #[error(transparent)]
     Plug(#[from] PlugError),
+    /// A hook that prepares the container.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The VM did not come up.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -101,7 +105,9 @@ impl TaskError {
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
-            Self::WrongState { .. } | Self::Start(_) | Self::Plug(_) | Self::Record(_) => Code::UNKNOWN,
+            Self::WrongState { .. } | Self::Hook(_) | Self::Start(_) | Self::Plug(_) | Self::Record(_) => {
+                Code::UNKNOWN
+            }
         }
     }
 

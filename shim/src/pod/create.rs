@@ -143,9 +143,9 @@ impl Pod {
 
     /// A container with a VM of its own.
     async fn build_alone(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, document } = order;
+        let Order { request, bundle, mut document } = order;
         let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
-        let network = document.network()?;
+        let (network, sysctls) = (document.network()?, document.take_network_sysctls()?);
         let config = document.translate(&bundle, None)?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
@@ -161,6 +161,7 @@ impl Pod {
             // Without a file to share there is no broker.
             exports: (!exports.is_empty()).then_some(exports),
             network,
+            sysctls,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             hostname,
@@ -169,7 +170,7 @@ impl Pod {
         let init = Arc::new(Process::new(&request.id, None, stdio));
         init.set_pid(vm.pid());
         let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
-        match prepare_init(&vm, &init, &config, agents).await {
+        match prepare_init(&vm, &init, &bundle, &config, agents).await {
             Ok(io) => {
                 let container = Container::new(Parts {
                     id: request.id.clone(),
@@ -193,7 +194,7 @@ impl Pod {
 
     /// The VM of a pod whose containers come later. The sandbox's own root file system and mounts are not used.
     async fn build_sandbox(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, document } = order;
+        let Order { request, bundle, mut document } = order;
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
             vcpus: shape.vcpus,
@@ -203,12 +204,17 @@ impl Pod {
             // A container that comes later may share files.
             exports: Some(Vec::new()),
             network: document.network()?,
+            sysctls: document.take_network_sysctls()?,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             hostname: document.hostname(),
         };
         let stdio = stdio(request)?;
         let vm = self.boot(spec, &bundle).await?;
+        if let Err(error) = crate::hooks::create_runtime(&bundle, &request.id, vm.pid()).await {
+            super::stop(&vm, PowerOff::Now).await;
+            return Err(error.into());
+        }
         let init = Arc::new(Process::new(&request.id, None, stdio));
         init.set_pid(vm.pid());
         let (end, ending) = SandboxEnd::new();
@@ -248,7 +254,7 @@ impl Pod {
         let attached = vm.attach(open, exports(&config.volumes).map_err(PlugError::from)?).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
         let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
-        match prepare_init(&vm, &init, &config, agents).await {
+        match prepare_init(&vm, &init, &bundle, &config, agents).await {
             Ok(io) => {
                 let container = Container::new(Parts {
                     id: request.id.clone(),
@@ -311,13 +317,15 @@ fn power_off(rootfs: &RootfsPlan) -> PowerOff {
     if rootfs.is_persistent() { PowerOff::Orderly } else { PowerOff::Now }
 }
 
-/// Has the agent make the container, and attaches its streams. An init without a pid on the host gets one.
+/// Runs the hooks that come before, has the agent make the container, and attaches its streams. An init without a pid on the host gets one.
 async fn prepare_init(
     vm: &Vm,
     init: &Process,
+    bundle: &Path,
     config: &ContainerConfig,
     mut rootfs: Rootfs,
 ) -> Result<ProcessIo, TaskError> {
+    crate::hooks::create_runtime(bundle, &init.container, vm.pid()).await?;
     rootfs.files.clone_from(&config.files);
     let request = CreateContainerRequest {
         container_id: init.container.clone(),

@@ -1,5 +1,6 @@
 //! One VM from nothing to an agent that answers, and back.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
@@ -68,6 +69,8 @@ pub struct VmSpec {
     pub network: NetworkChoice,
     /// The pod's host name.
     pub hostname: String,
+    /// Kernel parameters of the pod's network.
+    pub sysctls: HashMap<String, String>,
 }
 
 /// Why a VM did not come up.
@@ -182,6 +185,7 @@ struct VmSpecRest {
     console: PathBuf,
     stream_socket: PathBuf,
     hostname: String,
+    sysctls: HashMap<String, String>,
     broker: Option<Broker>,
 }
 
@@ -289,9 +293,9 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, hostname, .. } = spec;
+        let VmSpec { memory_mib, console, stream_socket, hostname, sysctls, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
-        let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, broker };
+        let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, sysctls, broker };
         Ok((monitor, connections, network, rest))
     }
 
@@ -542,6 +546,7 @@ async fn introduce(agent: &Agent, spec: &VmSpecRest) -> Result<(), StartError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = ConfigurePodRequest {
         hostname: spec.hostname.clone(),
+        sysctls: spec.sysctls.clone(),
         realtime_nanos: i64::try_from(now.as_nanos()).unwrap_or_default(),
         entropy,
         ..ConfigurePodRequest::default()

@@ -3,9 +3,8 @@
 //! | property | in the guest |
 //! |---|---|
 //! | `process.apparmorProfile`, `process.selinuxLabel`, `linux.mountLabel` | stripped: those confine processes of the host's kernel |
-//! | `hooks`: poststop | stripped for the guest, and run by the shim: [`crate::hooks`] |
-//! | `hooks`: prestart, poststart | stripped: they configure the host |
-//! | `hooks`: createRuntime, createContainer, startContainer | refused: the container would lack what they inject |
+//! | `hooks`: prestart, createRuntime, poststart, poststop | stripped for the guest, and run by the shim: [`crate::hooks`] |
+//! | `hooks`: createContainer, startContainer | kept: they run in the guest, where their path must exist |
 //! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs, one for all containers of a pod; a relative source is a file of the bundle: [`super::files`] |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
 //! | `linux.cgroupsPath` | `/` and the container's id |
@@ -22,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::Namespaces;
 use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT};
-use oci_spec::runtime::{Hooks, Linux, LinuxDeviceType, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxResources, Mount, Process, Spec};
 
 use super::SpecError;
 use super::namespaces::{self, Issued};
@@ -49,9 +48,11 @@ pub fn container(spec: &mut Spec, id: &str, issued: Option<&Issued>) -> Result<B
     } else {
         return Err(SpecError::Missing("root"));
     }
-    if let Some(hooks) = spec.hooks() {
-        check_hooks(hooks)?;
-        spec.set_hooks(None);
+    if let Some(hooks) = spec.hooks_mut() {
+        // Deprecated, and still what docker writes.
+        #[allow(deprecated)]
+        hooks.set_prestart(None);
+        hooks.set_create_runtime(None).set_poststart(None).set_poststop(None);
     }
     let shm = if issued.is_some() { SHARED_TMPFS_MOUNT } else { "tmpfs" };
     let mounts = spec.mounts().clone().unwrap_or_default();
@@ -95,30 +96,6 @@ pub fn resources(resources: &mut LinuxResources) {
         resources.set_network(None);
         resources.set_rdma(None);
     }
-}
-
-fn check_hooks(hooks: &Hooks) -> Result<(), SpecError> {
-    // The deprecated prestart hooks are still what docker writes.
-    #[allow(deprecated)]
-    let stripped = [("prestart", hooks.prestart()), ("poststart", hooks.poststart())];
-    let refused = [
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-    ];
-    let injects = refused.iter().find_map(|(name, hooks)| Some((name, hooks.as_ref()?.first()?)));
-    if let Some((name, hook)) = injects {
-        return Err(SpecError::Unsupported(format!(
-            "the {name} hook {} is not supported: it would run outside the VM",
-            hook.path().display()
-        )));
-    }
-    for (name, hook) in
-        stripped.iter().flat_map(|(name, hooks)| hooks.iter().flatten().map(move |hook| (name, hook)))
-    {
-        log::warn!("the {name} hook {} is left out: it would run outside the VM", hook.path().display());
-    }
-    Ok(())
 }
 
 fn translate_mount(
@@ -268,12 +245,15 @@ mod tests {
     }
 
     #[test]
-    fn hooks_that_inject_are_refused() {
+    fn the_guest_gets_the_hooks_that_run_in_it() {
         let mut spec = base();
-        spec["hooks"] = json!({"prestart": [{"path": "/bin/libnetwork"}]});
-        assert!(translated(spec.clone()).unwrap().get("hooks").is_none());
-        spec["hooks"] = json!({"createRuntime": [{"path": "/bin/nvidia"}]});
-        assert!(translated(spec).unwrap_err().to_string().contains("/bin/nvidia"));
+        spec["hooks"] = json!({
+            "prestart": [{"path": "/bin/libnetwork"}],
+            "createRuntime": [{"path": "/bin/nvidia"}],
+            "poststop": [{"path": "/bin/cleanup"}],
+            "createContainer": [{"path": "/bin/inside"}],
+        });
+        assert_eq!(translated(spec).unwrap()["hooks"], json!({"createContainer": [{"path": "/bin/inside"}]}));
     }
 
     #[test]

@@ -49,6 +49,66 @@ fn layers_are_the_root_file_system_and_what_is_written_stays_in_them() {
     containerd.left_nothing();
 }
 
+/// A thin pool of the device mapper, on two files. What is in it goes with it.
+struct ThinPool(tempfile::TempDir);
+
+impl ThinPool {
+    const NAME: &str = "hull-e2e-pool";
+
+    fn new() -> Self {
+        let folder = tempfile::TempDir::with_prefix("hull-e2e-").unwrap();
+        let script = "
+            modprobe loop; modprobe dm_thin_pool
+            truncate -s 16M meta && truncate -s 600M data
+            meta=$(losetup -f --show meta) && data=$(losetup -f --show data)
+            dmsetup create $0 --table \"0 $(blockdev --getsz $data) thin-pool $meta $data 128 0 1 skip_block_zeroing\"";
+        Self::shell(folder.path(), script);
+        Self(folder)
+    }
+
+    fn shell(folder: &std::path::Path, script: &str) {
+        let status = std::process::Command::new("sh")
+            .args(["-euc", script, Self::NAME])
+            .current_dir(folder)
+            .env("DM_DISABLE_UDEV", "1")
+            .status();
+        assert!(status.unwrap().success(), "{script}");
+    }
+}
+
+impl Drop for ThinPool {
+    fn drop(&mut self) {
+        let script = "
+            for device in $(dmsetup ls | cut -f1 | grep \"^$0-\"); do dmsetup remove $device; done
+            dmsetup remove $0
+            for file in meta data; do losetup -d $(losetup -j $file | cut -d: -f1); done";
+        Self::shell(self.0.path(), script);
+    }
+}
+
+#[test]
+fn a_disk_is_the_root_file_system() {
+    let pool = ThinPool::new();
+    let containerd = Containerd::with(|_| {
+        format!(
+            "[plugins.\"io.containerd.snapshotter.v1.devmapper\"]\n  pool_name = \"{}\"\n  root_path = \"{}\"\n  \
+             base_image_size = \"64MB\"\n  fs_type = \"ext4\"\n",
+            ThinPool::NAME,
+            pool.0.path().display()
+        )
+    });
+    let script = "awk '$5 == \"/\"' /proc/self/mountinfo | grep -o ' - ext4'; cat /kept 2>/dev/null; echo kept >/kept; exit 5";
+    let said = containerd.run_container(&["--snapshotter", "devmapper"], "disk", &["sh", "-c", script]);
+    assert_eq!((said.code, said.out.as_str()), (5, " - ext4\n"), "{said:?}");
+    // What was written is on the disk.
+    let second = ["task", "start", "disk"];
+    let said = containerd.run(second);
+    assert_eq!((said.code, said.out.as_str()), (5, " - ext4\nkept\n"), "{said:?}");
+    containerd.ok(["container", "rm", "disk"]);
+    containerd.ok(["images", "rm", "--sync", &busybox()]);
+    containerd.left_nothing();
+}
+
 #[test]
 fn a_background_container_from_start_to_end() {
     let containerd = Containerd::start();
