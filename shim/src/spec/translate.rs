@@ -203,10 +203,9 @@ mod tests {
             {"destination": "/dev/shm", "type": "bind", "source": "/h/shm", "options": ["rbind"]}
         ]);
         let mounts = translated(spec.clone()).unwrap()["mounts"].clone();
-        assert_eq!(mounts[0]["source"], "web.0");
-        assert_eq!(mounts[1]["type"], "tmpfs");
+        assert_eq!(mounts[0]["type"], "tmpfs");
         let mounts = in_pod(spec.clone(), Some(&Issued::default())).unwrap()["mounts"].clone();
-        assert_eq!((&mounts[1]["type"], &mounts[1]["source"]), (&SHARED_TMPFS_MOUNT.into(), &"shm".into()));
+        assert_eq!((&mounts[0]["type"], &mounts[0]["source"]), (&SHARED_TMPFS_MOUNT.into(), &"shm".into()));
 
         for mount in [
             json!({"destination": "/data", "type": "bind", "source": "relative"}),

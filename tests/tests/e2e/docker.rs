@@ -1,5 +1,8 @@
 //! docker runs its containers in Hull: `docker run --runtime hull`, and all that a person does with them.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use hull_tests::docker::{Docker, IMAGE};
 use hull_tests::eventually;
 
@@ -122,5 +125,26 @@ fn health_is_watched_and_failures_are_restarted() {
     assert_eq!(docker.ok(["logs", "again"]), "x\nx");
     assert_eq!(docker.inspect("again")["State"]["ExitCode"], 9);
     docker.ok(["rm", "again"]);
+    docker.left_nothing();
+}
+
+#[test]
+fn a_port_is_published_and_containers_reach_one_another() {
+    let docker = Docker::start();
+    let serve = "mkdir /www && echo hello >/www/index.html && exec httpd -f -p 80 -h /www";
+    docker.ok(["run", "-d", "--name", "web", "-p", "127.0.0.1:18080:80", IMAGE, "sh", "-c", serve]);
+    eventually("the published port answers", || {
+        let mut stream = TcpStream::connect("127.0.0.1:18080").ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.ends_with("hello\n").then_some(())
+    });
+    let address = docker.inspect("web")["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
+    let url = format!("http://{address}/");
+    assert_eq!(docker.ok(["run", "--rm", IMAGE, "wget", "-qO-", &url]), "hello");
+    let own = docker.ok(["exec", "web", "ip", "-4", "-o", "addr", "show", "eth0"]);
+    assert!(own.contains(&address), "{own}");
+    docker.ok(["rm", "-f", "web"]);
     docker.left_nothing();
 }
