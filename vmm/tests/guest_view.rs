@@ -212,8 +212,8 @@ fn counters_count() {
     assert_eq!((stats.exits["port_write"], stats.exits["mmio_read"]), (3, 1));
     assert_eq!(stats.console_bytes, 3);
     assert!(stats.start_to_first_entry_us > 0);
-    // KVM counts more exits than reach the monitor, or none at all where it is too old.
-    assert!(stats.vm_exits == 0 || stats.vm_exits >= 5, "{}", stats.vm_exits);
+    // What KVM itself counts is bounded by nothing: none where it is too old, and where it emulates instructions, one exit of
+    // the processor can be several of ours.
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 }
