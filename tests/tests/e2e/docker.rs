@@ -94,8 +94,15 @@ fn files_go_in_and_out() {
     assert_eq!(exec("stat -f -c %T /scratch").out, "tmpfs\n");
 
     std::fs::write(docker.file("in"), "in\n").unwrap();
-    docker.ok(["cp", &docker.file("in").display().to_string(), "files:/tmp/in"]);
-    assert_eq!(exec("cat /tmp/in; echo out >/tmp/out").out, "in\n");
+    let input = docker.file("in").display().to_string();
+    docker.ok(["create", "--runtime", "runc", "--network", "none", "--name", "runcs", IMAGE]);
+    // docker 28 cannot before Linux 6.6, whatever the runtime.
+    if docker.run(["cp", &input, "runcs:/tmp/in"]).code == 0 {
+        docker.ok(["cp", &input, "files:/tmp/in"]);
+        assert_eq!(exec("cat /tmp/in").out, "in\n");
+    }
+    docker.ok(["rm", "runcs"]);
+    assert_eq!(exec("echo out >/tmp/out").code, 0);
     docker.ok(["cp", "files:/tmp/out", &docker.file("out").display().to_string()]);
     assert_eq!(std::fs::read_to_string(docker.file("out")).unwrap(), "out\n");
     docker.ok(["rm", "-f", "files"]);
