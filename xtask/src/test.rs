@@ -20,7 +20,7 @@ use jobs::{Hosts, Job, names_of};
 use runner::{Count, watch};
 
 /// How long one module of the end-to-end tests may take: several times what the longest needs.
-const E2E_SECONDS: u32 = 600;
+const E2E_SECONDS: u32 = 900;
 /// How often a test is tried where the host is emulated.
 const EMULATED_ATTEMPTS: u32 = 3;
 
@@ -173,6 +173,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
         "inside",
         "mounts",
         "namespaces",
+        "network",
         "resources",
         "rounds",
         "seccomp",
