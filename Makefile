@@ -26,8 +26,5 @@ bench: ## The tables of docs/benchmarks.md, measured here; PEER=path starts a Fi
 soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
 	$(XTASK) soak
 
-soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
-	$(XTASK) soak
-
 clean: ## Remove what was built, except the cached guest kernel
 	cargo clean

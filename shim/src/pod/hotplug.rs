@@ -191,6 +191,7 @@ mod tests {
                 stream_socket: folder.path().join("streams"),
                 network: crate::spec::NetworkChoice::Own,
                 hostname: "hotplug".into(),
+                sysctls: std::collections::HashMap::new(),
             };
             let vm = Booting::prepare(spec, &crate::config::Config::load().unwrap())
                 .await
