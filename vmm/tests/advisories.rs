@@ -25,7 +25,8 @@ fn functions(folder: &Path, found: &mut HashSet<String>) {
             functions(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn "));
+            let names = text.lines().map(|line| line.trim_start().trim_start_matches("async "));
+            let names = names.filter_map(|line| line.strip_prefix("fn "));
             found.extend(names.filter_map(|name| name.split_once('(')).map(|(name, _)| name.to_owned()));
         }
     }
