@@ -113,6 +113,9 @@ fn attempted(
     let all = left.len() as u64;
     for attempt in 1..=attempts {
         let seen = run(&left)?;
+        if seen.count == (Count { passed: left.len() as u64, failed: 0 }) {
+            left.clear();
+        }
         left.retain(|name| !seen.passes.contains(name));
         if left.is_empty() {
             break;
@@ -146,6 +149,9 @@ mod tests {
         assert_eq!(attempted(3, names(), run(&["b"])).unwrap(), Count { passed: 1, failed: 2 });
         assert_eq!(rounds.take(), [names(), vec!["a".into(), "c".into()], vec!["a".into(), "c".into()]]);
         assert_eq!(attempted(1, names(), run(&[])).unwrap(), Count { passed: 0, failed: 3 });
+        // What a test writes to standard error can stand between its name and its result.
+        let all = |_: &[String]| Ok(Seen { count: Count { passed: 3, failed: 0 }, passes: Vec::new() });
+        assert_eq!(attempted(1, names(), all).unwrap(), Count { passed: 3, failed: 0 });
     }
 
     #[test]
