@@ -84,11 +84,16 @@ impl Hull {
     /// A command with the folders set, not yet started.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(binaries().join("hull"));
-        command.env("HULL_STATE_DIR", self.state.path()).env("HULL_DATA_DIR", &self.data).args(args);
+        command.args(args).stdin(Stdio::null());
+        self.settings(&mut command);
+        command
+    }
+
+    /// Gives a command the environment that `hull` runs in here.
+    pub fn settings(&self, command: &mut Command) {
+        command.env("HULL_STATE_DIR", self.state.path()).env("HULL_DATA_DIR", &self.data);
         // The plugins take long on an emulated host; tests of the network say so.
         command.env("HULL_NETWORK", "none");
-        command.stdin(Stdio::null());
-        command
     }
 
     /// Runs to the end with no input.

@@ -160,9 +160,14 @@ fn a_device_serves_its_queue() {
     // One device-writable buffer of 8 bytes, made available, notified.
     let code = code.store(DESCRIPTORS, BUFFER).store(DESCRIPTORS + 8, 8).store(DESCRIPTORS + 12, 2);
     let code = set(code.store(AVAILABLE, 1 << 16), 0x50, 0);
-    // The used ring's index, then its element, the buffer and the interrupt status.
-    let code =
-        code.wait_for(USED).print_memory(USED, 12).print_memory(BUFFER, 8).load(WINDOW + 0x60).print_eax();
+    // The used ring's index, then its element, the buffer and the interrupt status. What is waited for is the index
+    // and the half of the element behind it that stays zero: the flags before it come and go.
+    let code = code
+        .wait_for(USED + 2)
+        .print_memory(USED, 12)
+        .print_memory(BUFFER, 8)
+        .load(WINDOW + 0x60)
+        .print_eax();
 
     let vmm = Vmm::greeted();
     vmm.describe(machine(1), &code.out(0x80, 0).halt().kernel(), b"initramfs");

@@ -211,8 +211,8 @@ fn a_kvm_that_cannot() {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c"]);
         command.arg("mount --bind /dev/null /dev/kvm && exec \"$@\"").arg("sh").arg(binaries().join("hull"));
-        command.args(words).env("HULL_STATE_DIR", hull.state());
-        command.env("HULL_DATA_DIR", hull_tests::hull::shared_store());
+        command.args(words);
+        hull.settings(&mut command);
         said(&command.output().unwrap())
     };
     hidden(&["run", "--rm", &image("busybox"), "true"]).failed(125, &["/dev/kvm", "hull check"]);
