@@ -13,8 +13,10 @@ use crate::io::{IoControl, StdioSpec, UnreadFifo};
 /// name no process of the host, and least of all the monitor, which stands for the init process.
 pub const GUEST_PID: u32 = 1 << 22;
 
-/// How long output may stand still after a SIGKILL or an exit before nobody is believed to read it.
+/// How long output may stand still after an exit before nobody is believed to read it.
 pub const STALL: Duration = Duration::from_secs(10);
+/// The same after a SIGKILL, whose sender waits for the exit.
+const STALL_KILLED: Duration = Duration::from_secs(5);
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +221,7 @@ impl Process {
     /// Sees to it that output which nobody reads does not hold up the end of a killed process.
     pub fn give_up_stalled_output(&self) {
         if let IoState::Attached(control) = &*self.io.lock().unwrap_or_else(PoisonError::into_inner) {
-            tokio::spawn(control.clone().discard_when_stalled(STALL));
+            tokio::spawn(control.clone().discard_when_stalled(STALL_KILLED));
         }
     }
 
