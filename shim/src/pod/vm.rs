@@ -66,6 +66,8 @@ pub struct VmSpec {
     pub console: PathBuf,
     /// Path for the monitor's vsock listener.
     pub stream_socket: PathBuf,
+    /// The namespace of the containers' ids.
+    pub namespace: String,
     /// The pod's network.
     pub network: NetworkChoice,
     /// The pod's host name.
@@ -193,6 +195,7 @@ struct VmSpecRest {
     boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
+    namespace: String,
     hostname: String,
     sysctls: HashMap<String, String>,
     broker: Option<Broker>,
@@ -302,9 +305,18 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, hostname, sysctls, .. } = spec;
+        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
-        let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, sysctls, broker };
+        let rest = VmSpecRest {
+            boot_timeout,
+            memory_mib,
+            console,
+            stream_socket,
+            namespace,
+            hostname,
+            sysctls,
+            broker,
+        };
         Ok((monitor, connections, network, rest))
     }
 
@@ -337,7 +349,7 @@ impl Booting {
                 memory_mib: spec.memory_mib,
                 broker: spec.broker,
                 further: AtomicU32::new(0),
-                streams: Streams::new(spec.stream_socket.clone(), monitor.ended()),
+                streams: Streams::new(spec.stream_socket.clone(), spec.namespace, monitor.ended()),
                 monitor,
                 stream_socket: spec.stream_socket,
                 undo: std::sync::Mutex::new(Some(undo)),
