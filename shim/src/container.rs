@@ -350,6 +350,13 @@ impl Container {
         }
     }
 
+    /// Lets go of what is left of its processes' streams, all at once.
+    pub async fn end_streams(&self) {
+        let execs = self.execs();
+        let processes = execs.iter().chain([&self.init]);
+        futures::future::join_all(processes.map(|process| process.end_streams())).await;
+    }
+
     /// Removes what the guest still has of it.
     pub async fn forget_in_guest(&self) {
         match self.vm.agent.delete_container(&self.agent_request()).await {

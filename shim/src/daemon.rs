@@ -106,8 +106,8 @@ pub async fn serve_pod(
 ) -> Result<(), DaemonError> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace);
-    let pod = Arc::new(Pod::new(config, sockets.clone(), events));
+    let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace.clone());
+    let pod = Arc::new(Pod::new(config, sockets.clone(), namespace, events));
     let mut server = Server::new()
         .add_listener(Listener::new(own_user_only(listener)))
         .register_service(service::services(&pod));

@@ -118,18 +118,20 @@ pub struct Pod {
     config: Config,
     events: Mutex<Events>,
     sockets: PodSockets,
+    namespace: String,
     table: Mutex<BTreeMap<String, Slot>>,
     occupancy: watch::Sender<Occupancy>,
     state: watch::Sender<PodState>,
 }
 
 impl Pod {
-    /// A pod without containers.
-    pub fn new(config: Config, sockets: PodSockets, events: Events) -> Self {
+    /// A pod without containers, of this namespace of containers' ids.
+    pub fn new(config: Config, sockets: PodSockets, namespace: String, events: Events) -> Self {
         Self {
             config,
             events: Mutex::new(events),
             sockets,
+            namespace,
             table: Mutex::default(),
             occupancy: watch::Sender::new(Occupancy::Empty),
             state: watch::Sender::new(PodState::Open),
@@ -207,6 +209,7 @@ impl Pod {
             Kind::Member { .. } => container.kill_unstarted().await,
         }
         let exit = container.init.exited().await;
+        container.end_streams().await;
         if let Kind::Member { attachments, .. } = &container.kind {
             container.forget_in_guest().await;
             let attached = attachments.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -324,6 +327,7 @@ impl Pod {
         if container.lifecycle == Lifecycle::Managed {
             return;
         }
+        container.end_streams().await;
         crate::hooks::poststop(&container.bundle, &container.id).await;
         match container.lifecycle {
             Lifecycle::Managed | Lifecycle::Keep => {}

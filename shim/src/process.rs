@@ -7,7 +7,7 @@ use hull_protocol::agent::api::agent::{ProcessRequest, Stdio};
 use tokio::sync::watch;
 
 use crate::error::TaskError;
-use crate::io::{IoControl, StdioSpec, UnreadFifo};
+use crate::io::{IoControl, Leftovers, StdioSpec};
 
 /// Pids of execs are those of the guest with this bit set: above the host's largest possible pid (2^22), so that they
 /// name no process of the host, and least of all the monitor, which stands for the init process.
@@ -62,8 +62,8 @@ enum IoState {
     Pending(PendingInput),
     /// Being copied.
     Attached(IoControl),
-    /// Delivered; fifos with unread output stay open until the process is forgotten.
-    Delivered(#[allow(dead_code, reason = "held for its descriptors")] Vec<UnreadFifo>),
+    /// Delivered; what is left stays until the process is forgotten.
+    Delivered(Leftovers),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -204,8 +204,17 @@ impl Process {
     }
 
     /// The streams are at their end.
-    pub fn delivered(&self, unread: Vec<UnreadFifo>) {
-        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = IoState::Delivered(unread);
+    pub fn delivered(&self, left: Leftovers) {
+        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = IoState::Delivered(left);
+    }
+
+    /// Lets go of what is left of its streams: the process is being forgotten.
+    pub async fn end_streams(&self) {
+        let left = match &mut *self.io.lock().unwrap_or_else(PoisonError::into_inner) {
+            IoState::Delivered(left) => std::mem::take(left),
+            IoState::Pending(_) | IoState::Attached(_) => return,
+        };
+        left.end().await;
     }
 
     /// Ends standard input after what was written to it, now or as soon as it is attached.

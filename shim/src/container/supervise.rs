@@ -119,9 +119,9 @@ async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Ex
         }
     };
     let watcher = tokio::spawn(control.discard_when_stalled(pause));
-    let unread = io.drain(totals).await;
+    let left = io.drain(totals).await;
     watcher.abort();
-    process.delivered(unread);
+    process.delivered(left);
     process.start_settled().await;
     exit
 }

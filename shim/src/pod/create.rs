@@ -37,7 +37,7 @@ struct Order<'a> {
 
 /// How a new container is seen to its end.
 enum Supervision {
-    Process(ProcessIo),
+    Process(Box<ProcessIo>),
     Sandbox(Ending),
 }
 
@@ -90,7 +90,7 @@ impl Pod {
         tokio::spawn(async move {
             match rest {
                 Supervision::Process(io) => {
-                    supervise_init(Arc::clone(&container), io).await;
+                    supervise_init(Arc::clone(&container), *io).await;
                     pod.after_exit(&container).await;
                 }
                 Supervision::Sandbox(end) => pod.supervise_sandbox(&container, end).await,
@@ -157,6 +157,7 @@ impl Pod {
             ports: Ports::Own,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
+            namespace: self.namespace.clone(),
             hostname,
         };
         let vm = self.boot(spec, &bundle, &abandoned).await?;
@@ -168,7 +169,7 @@ impl Pod {
                 let container = Container::new(&request.id, bundle, Kind::Alone, vm, init, self.events())
                     .with_lifecycle(config.lifecycle)
                     .with_power_off(power_off(&rootfs));
-                Ok((container, Supervision::Process(io)))
+                Ok((container, Supervision::Process(Box::new(io))))
             }
             Err(error) => {
                 super::stop(&vm, PowerOff::Now).await;
@@ -193,6 +194,7 @@ impl Pod {
             ports: Ports::Forwarded,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
+            namespace: self.namespace.clone(),
             hostname: document.hostname(),
         };
         let stdio = stdio(request)?;
@@ -232,7 +234,7 @@ impl Pod {
                 let kind = Kind::Member { sandbox: sandbox.id.clone(), attachments };
                 let container = Container::new(&request.id, bundle, kind, vm, init, self.events())
                     .with_power_off(power_off(&rootfs));
-                Ok((container, Supervision::Process(io)))
+                Ok((container, Supervision::Process(Box::new(io))))
             }
             Err(error) => {
                 let request =

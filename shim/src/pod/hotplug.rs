@@ -189,6 +189,7 @@ mod tests {
                 exports: None,
                 console: folder.path().join("console"),
                 stream_socket: folder.path().join("streams"),
+                namespace: "test".into(),
                 network: crate::spec::NetworkChoice::Own,
                 hostname: "hotplug".into(),
                 sysctls: std::collections::HashMap::new(),

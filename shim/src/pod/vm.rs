@@ -67,6 +67,8 @@ pub struct VmSpec {
     pub console: PathBuf,
     /// Path for the monitor's vsock listener.
     pub stream_socket: PathBuf,
+    /// The namespace of the containers' ids.
+    pub namespace: String,
     /// The pod's network.
     pub network: NetworkChoice,
     /// The pod's host name.
@@ -205,6 +207,7 @@ struct VmSpecRest {
     boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
+    namespace: String,
     hostname: String,
     sysctls: HashMap<String, String>,
     ports: Ports,
@@ -315,10 +318,19 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, hostname, sysctls, ports, .. } = spec;
+        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
-        let rest =
-            VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, sysctls, ports, broker };
+        let rest = VmSpecRest {
+            boot_timeout,
+            memory_mib,
+            console,
+            stream_socket,
+            namespace,
+            hostname,
+            sysctls,
+            ports,
+            broker,
+        };
         Ok((monitor, connections, network, rest))
     }
 
@@ -335,7 +347,7 @@ impl Booting {
     /// Boots, and waits for the agent. Everything is undone when that fails.
     pub async fn boot(self, abandoned: &Abandoned) -> Result<Vm, StartError> {
         let Self { monitor, connections, network, spec, since, mut undo } = self;
-        let streams = Streams::new(spec.stream_socket.clone(), monitor.ended());
+        let streams = Streams::new(spec.stream_socket.clone(), spec.namespace.clone(), monitor.ended());
         let up = async {
             let (agent, boot) = boot(&monitor, connections, &spec, since).await?;
             let network = match network {
