@@ -12,6 +12,7 @@ mod detached;
 mod docker;
 mod exits;
 mod images;
+mod kubelet;
 mod limits;
 mod network;
 mod refused;
