@@ -161,6 +161,13 @@ pub fn change_mode(fd: BorrowedFd<'_>, mode: libc::mode_t) -> nix::Result<()> {
     Ok(())
 }
 
+/// fchmodat(2), following links.
+pub fn change_mode_at(directory: BorrowedFd<'_>, name: &CStr, mode: libc::mode_t) -> nix::Result<()> {
+    // SAFETY: a NUL-terminated name.
+    check(libc::c_long::from(unsafe { libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, 0) }))?;
+    Ok(())
+}
+
 /// write(2), all of `data` or an error: for the small control files of procfs and cgroupfs.
 pub fn write_control(fd: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()> {
     // SAFETY: the buffer and its length belong together.
