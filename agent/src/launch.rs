@@ -181,11 +181,6 @@ struct ExecPlan<'a> {
     namespaces: libc::c_int,
 }
 
-/// A list of pointers as execve(2) takes it.
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
-}
-
 impl<'a> ProcessPlan<'a> {
     fn new(
         environment: &'a Environment,
@@ -203,8 +198,8 @@ impl<'a> ProcessPlan<'a> {
             owner,
             user: if user.is_some() { Users::Mapped } else { Users::Guests },
             spec,
-            argv: pointers(&spec.args),
-            envp: pointers(&spec.env),
+            argv: process::pointers(&spec.args),
+            envp: process::pointers(&spec.env),
             program: look_up::Program::new(spec),
             capabilities: spec.capabilities.or(defaults.capabilities).unwrap_or_default(),
             last_capability: environment.last_capability,

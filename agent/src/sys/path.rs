@@ -242,6 +242,16 @@ pub fn filesystem_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
     }
 }
 
+/// Whether nothing can be written where `fd` is, because of the file system or of the mount (fstatvfs(3)).
+pub fn is_read_only(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    // SAFETY: all-zero bytes are a valid `statvfs`, which the C library then fills.
+    unsafe {
+        let mut stat = std::mem::zeroed::<libc::statvfs>();
+        check(libc::c_long::from(libc::fstatvfs(fd.as_raw_fd(), &raw mut stat)))?;
+        Ok(stat.f_flag & libc::ST_RDONLY != 0)
+    }
+}
+
 /// dup2(2): afterwards `number` is `fd` and survives exec.
 pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
     // SAFETY: `number` is 0, 1 or 2 in a process that is about to exec: no owner in this program is left dangling.

@@ -1,6 +1,6 @@
 //! Making, joining, signalling and reaping processes, and a process's own credentials.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
@@ -398,6 +398,34 @@ pub fn check_directory_reachable() -> nix::Result<()> {
     // SAFETY: the buffer and its size belong together.
     check(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) })?;
     if buffer[0] == b'/' { Ok(()) } else { Err(Errno::ENOENT) }
+}
+
+/// A list of pointers as execve(2) takes it.
+pub fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(ptr::null())).collect()
+}
+
+/// execveat(2) of an open file. Returns only its failure.
+///
+/// # Safety
+/// As of [`execute`].
+pub unsafe fn execute_file(
+    file: BorrowedFd<'_>,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+) -> Errno {
+    // SAFETY: the caller's promise; an empty path, which the flag allows.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Errno::last()
 }
 
 /// execve(2). Returns only its failure.

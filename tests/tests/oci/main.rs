@@ -7,7 +7,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod command_line;
-mod document;
 mod hostile;
 mod rows;
 mod table;
