@@ -1,16 +1,18 @@
 //! `start`: makes sure that the pod's shim runs, and says where it listens.
 //!
-//! The socket is bound here and handed to the shim as a descriptor, so that the address is good the moment it is
-//! printed. Nothing may be written to standard error on success: containerd takes it for a part of the address.
+//! The socket is bound here and handed to the shim as a descriptor, and the shim says on its standard output when it is ready
+//! to serve, or why it is not: the address is good the moment it is printed, and a shim that cannot serve is this action's
+//! error. containerd calls nothing to clean up after that, so nothing may be left. Nothing may be written to standard error on
+//! success: containerd takes it for a part of the address.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use hull_protocol::agent::is_valid_id;
 use nix::fcntl::{Flock, FlockArg};
@@ -28,6 +30,10 @@ pub const LISTENER_FD: i32 = 3;
 const LOG_FIFO: &str = "log";
 /// A lock file may be removed by its holder just before it is locked; more often than this it is not an accident.
 const LOCK_ATTEMPTS: u32 = 100;
+/// The most that a shim says of why it cannot serve, in bytes.
+const WORDS_MAX: u64 = 4096;
+/// What a shim says when it serves.
+pub const READY: &str = "ready\n";
 
 /// Why there is no shim.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,9 @@ pub enum BootstrapError {
     /// The socket has no place.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// The shim was started and cannot serve; the words are its own.
+    #[error("{0}")]
+    Shim(String),
     /// A step failed.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Step {
@@ -83,23 +92,52 @@ fn pod_of(bundle: &Path, id: &str) -> String {
 fn start_locked(identity: &Identity, bundle: &Path, sockets: &PodSockets) -> Result<String, BootstrapError> {
     let address = sockets.address();
     let address_file = bundle.join(ADDRESS_FILE);
-    if UnixStream::connect(&sockets.task).is_err() {
-        remove_file(&sockets.task).map_err(step("remove", &sockets.task))?;
-        let listener = UnixListener::bind(&sockets.task).map_err(step("bind", &sockets.task))?;
-        let started = std::fs::set_permissions(&sockets.task, std::fs::Permissions::from_mode(0o600))
-            .map_err(step("protect", &sockets.task))
-            .and_then(|()| spawn(identity, bundle, listener));
-        if let Err(error) = started {
+    let write = || write_atomically(&address_file, address.as_bytes()).map_err(step("write", &address_file));
+    if UnixStream::connect(&sockets.task).is_ok() {
+        write()?;
+        return Ok(address);
+    }
+    remove_file(&sockets.task).map_err(step("remove", &sockets.task))?;
+    let listener = UnixListener::bind(&sockets.task).map_err(step("bind", &sockets.task))?;
+    let started = std::fs::set_permissions(&sockets.task, std::fs::Permissions::from_mode(0o600))
+        .map_err(step("protect", &sockets.task))
+        // Before there is a process: a full disk is found out here.
+        .and_then(|()| write())
+        .and_then(|()| spawn(identity, bundle, listener))
+        .and_then(wait_until_ready);
+    match started {
+        Ok(()) => Ok(address),
+        Err(error) => {
             // The first error is the one to report.
-            let _ = remove_file(&sockets.task);
-            return Err(error);
+            let _ = remove_file(&sockets.task).and(remove_file(&address_file));
+            Err(error)
         }
     }
-    write_atomically(&address_file, address.as_bytes()).map_err(step("write", &address_file))?;
-    Ok(address)
 }
 
-fn spawn(identity: &Identity, bundle: &Path, listener: UnixListener) -> Result<(), BootstrapError> {
+/// Waits for the shim to say that it serves. One that does not is gone when this returns.
+fn wait_until_ready(mut child: Child) -> Result<(), BootstrapError> {
+    let mut words = String::new();
+    let said = match child.stdout.take() {
+        Some(output) => output.take(WORDS_MAX).read_to_string(&mut words).map(drop),
+        None => Ok(()),
+    };
+    if said.is_ok() && words == READY {
+        // It outlives us, and init reaps it.
+        return Ok(());
+    }
+    // It may be on its way out already.
+    let _ = child.kill();
+    let status = child.wait().map_err(step("wait for", Path::new("the shim")))?;
+    let words = words.trim();
+    Err(BootstrapError::Shim(if words.is_empty() {
+        format!("the shim ended early ({status})")
+    } else {
+        words.to_owned()
+    }))
+}
+
+fn spawn(identity: &Identity, bundle: &Path, listener: UnixListener) -> Result<Child, BootstrapError> {
     let exe = std::env::current_exe().map_err(step("find", Path::new("/proc/self/exe")))?;
     let log = open_log(bundle).map_err(step("open the log in", bundle))?;
     let identity = Identity { bundle: Some(bundle.to_owned()), ..identity.clone() };
@@ -109,7 +147,7 @@ fn spawn(identity: &Identity, bundle: &Path, listener: UnixListener) -> Result<(
     let null = File::open("/dev/null").map_err(step("open", Path::new("/dev/null")))?;
     let mut command = Command::new(&exe);
     command.args(identity.to_args()).arg(SERVE).current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls on integers; the
     // descriptor stays open in the parent until after the spawn.
     unsafe {
@@ -125,10 +163,9 @@ fn spawn(identity: &Identity, bundle: &Path, listener: UnixListener) -> Result<(
             if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         });
     }
-    // The child is not waited for: it outlives us, and init reaps it.
-    command.spawn().map(drop).map_err(step("run", &exe))?;
+    let child = command.spawn().map_err(step("run", &exe))?;
     drop((listener, null));
-    Ok(())
+    Ok(child)
 }
 
 /// The shim's standard error: containerd's fifo if it made one, else a file in the bundle.

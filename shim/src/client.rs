@@ -171,6 +171,11 @@ impl Shim {
     }
 }
 
+/// The address by which Create and Exec name a file that output is appended to.
+pub fn file_address(path: &Path) -> String {
+    crate::io::file_address(path)
+}
+
 /// Which process of a container: its init, or an exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process<'a> {

@@ -7,7 +7,7 @@ mod supervise;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
 use hull_protocol::agent::api::agent::{
@@ -24,6 +24,10 @@ use crate::events::{Event, Events};
 use crate::pod::{AgentError, Attachments, PowerOff, Vm, start_ticks, usage_of};
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
+
+/// How long an init may take to be gone after SIGKILL, its output delivered. docker gives ten seconds to all of it, and then
+/// kills what it takes for the process by itself.
+const KILL_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Whether a process has a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +63,12 @@ pub enum Kind {
     /// The VM is its own, and ends with it.
     Alone,
     /// It shares the VM, and takes along what was added for it.
-    Member(Mutex<Option<Attachments>>),
+    Member {
+        /// The id of the pod's sandbox.
+        sandbox: String,
+        /// What was added, until it is taken away.
+        attachments: Mutex<Option<Attachments>>,
+    },
     /// It stands for the VM, and runs nothing.
     Sandbox(SandboxEnd),
 }
@@ -72,8 +81,6 @@ pub struct Container {
     pub bundle: PathBuf,
     /// What it is to its VM.
     pub kind: Kind,
-    /// The id of the pod's sandbox, where it is another container.
-    pub sandbox: Option<String>,
     /// Who ends the pod after it.
     pub lifecycle: Lifecycle,
     /// The VM it runs in.
@@ -88,45 +95,41 @@ pub struct Container {
     freezer: Mutex<Freezer>,
 }
 
-/// What a container is made of.
-pub struct Parts {
-    /// Its id.
-    pub id: String,
-    /// Its bundle.
-    pub bundle: PathBuf,
-    /// What it is to its VM.
-    pub kind: Kind,
-    /// The id of the pod's sandbox, where it is another container.
-    pub sandbox: Option<String>,
-    /// Who ends the pod after it.
-    pub lifecycle: Lifecycle,
-    /// The VM it runs in.
-    pub vm: Arc<Vm>,
-    /// How the VM is to be ended.
-    pub power_off: PowerOff,
-    /// Its init process.
-    pub init: Arc<Process>,
-    /// Where events go.
-    pub events: Events,
-}
-
 impl Container {
-    /// A container whose init process is created.
-    pub fn new(parts: Parts) -> Self {
-        let Parts { id, bundle, kind, sandbox, lifecycle, vm, power_off, init, events } = parts;
+    /// A container whose init process is created. Its client ends the pod, and nothing in the VM is worth keeping, unless
+    /// said otherwise.
+    pub fn new(
+        id: &str,
+        bundle: PathBuf,
+        kind: Kind,
+        vm: Arc<Vm>,
+        init: Arc<Process>,
+        events: Events,
+    ) -> Self {
         Self {
-            id,
+            id: id.to_owned(),
             bundle,
             kind,
-            sandbox,
-            lifecycle,
+            lifecycle: Lifecycle::Managed,
             vm,
-            power_off,
+            power_off: PowerOff::Now,
             init,
             events,
             execs: Mutex::default(),
             freezer: Mutex::new(Freezer::Thawed),
         }
+    }
+
+    /// The same, with another answer to who ends the pod after it.
+    #[must_use]
+    pub fn with_lifecycle(self, lifecycle: Lifecycle) -> Self {
+        Self { lifecycle, ..self }
+    }
+
+    /// The same, with another way to end the VM.
+    #[must_use]
+    pub fn with_power_off(self, power_off: PowerOff) -> Self {
+        Self { power_off, ..self }
     }
 
     /// A process by its exec id; empty for the init.
@@ -158,7 +161,7 @@ impl Container {
         event.container_id.clone_from(&self.id);
         event.pid = pid;
         self.events.send(Event::Start(event));
-        if let Err(error) = self.record(Some(SystemTime::now())).write(&self.bundle) {
+        if let Err(error) = self.started_record().write(&self.bundle) {
             log::error!("{error}");
         }
         self.init.end_start(Phase::Running);
@@ -166,16 +169,17 @@ impl Container {
         Ok(pid)
     }
 
-    /// The record for the bundle.
-    pub fn record(&self, started_at: Option<SystemTime>) -> ShimRecord {
-        let mut record = shim_record(&self.vm, started_at);
-        record.container_pid = Some(self.init.pid());
-        record.sandbox.clone_from(&self.sandbox);
-        if self.sandbox.is_some() {
-            // The pod's network is the sandbox's to give back.
-            record.network = None;
+    /// The record for the bundle of a container that has just been started.
+    fn started_record(&self) -> ShimRecord {
+        let sandbox = match &self.kind {
+            Kind::Member { sandbox, .. } => Some(sandbox.as_str()),
+            Kind::Alone | Kind::Sandbox(_) => None,
+        };
+        ShimRecord {
+            container_pid: Some(self.init.pid()),
+            started_at: Some(crate::time::rfc3339(SystemTime::now())),
+            ..shim_record(&self.vm, sandbox)
         }
-        record
     }
 
     /// Whether further containers can be made in its VM.
@@ -220,6 +224,12 @@ impl Container {
         if let Kind::Sandbox(end) = &self.kind {
             end.signal(signal);
             return Ok(());
+        }
+        if signal == libc::SIGKILL.unsigned_abs()
+            && process.exec.is_none()
+            && matches!(self.kind, Kind::Alone)
+        {
+            tokio::spawn(insist(Arc::clone(&process), Arc::clone(&self.vm)));
         }
         let request = SignalProcessRequest {
             container_id: self.id.clone(),
@@ -340,6 +350,13 @@ impl Container {
         }
     }
 
+    /// Lets go of what is left of its processes' streams, all at once.
+    pub async fn end_streams(&self) {
+        let execs = self.execs();
+        let processes = execs.iter().chain([&self.init]);
+        futures::future::join_all(processes.map(|process| process.end_streams())).await;
+    }
+
     /// Removes what the guest still has of it.
     pub async fn forget_in_guest(&self) {
         match self.vm.agent.delete_container(&self.agent_request()).await {
@@ -378,16 +395,28 @@ impl Container {
     }
 }
 
-/// The record of a VM's processes.
-pub fn shim_record(vm: &Vm, started_at: Option<SystemTime>) -> ShimRecord {
-    let mut record = own_record(vec![vm.stream_socket().to_owned()]);
-    record.vmm_pid = Some(vm.pid());
-    record.vmm_start_ticks = start_ticks(vm.pid());
-    record.container_pid = Some(vm.pid());
-    record.started_at = started_at.map(crate::time::rfc3339);
-    record.boot = vm.boot;
-    record.network = vm.network_record();
-    record
+/// Sees to it that a SIGKILL is the end of a container also where its guest does not answer: then the VM's end is.
+async fn insist(init: Arc<Process>, vm: Arc<Vm>) {
+    if tokio::time::timeout(KILL_DEADLINE, init.exited()).await.is_ok() {
+        return;
+    }
+    log::warn!("{} outlives SIGKILL: its VM is ended", init.container);
+    if let Err(error) = vm.stop(PowerOff::Now).await {
+        log::error!("{error}");
+    }
+}
+
+/// The record of a VM's processes for a container; `sandbox` is the pod's where that is another container. The pod's network
+/// is then the sandbox's to give back.
+pub fn shim_record(vm: &Vm, sandbox: Option<&str>) -> ShimRecord {
+    ShimRecord {
+        vmm_pid: Some(vm.pid()),
+        vmm_start_ticks: start_ticks(vm.pid()),
+        sandbox: sandbox.map(str::to_owned),
+        boot: vm.boot,
+        network: if sandbox.is_some() { None } else { vm.network_record() },
+        ..own_record(vec![vm.stream_socket().to_owned()])
+    }
 }
 
 /// The record of this shim alone.

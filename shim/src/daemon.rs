@@ -1,6 +1,7 @@
 //! The shim itself: serves the task service until the pod is at its end, then leaves nothing behind.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
@@ -9,12 +10,13 @@ use std::time::Duration;
 use futures::stream::{self, Stream};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::args::{Identity, Verbosity};
-use crate::bootstrap::LISTENER_FD;
+use crate::bootstrap::{LISTENER_FD, READY};
 use crate::config::{Config, ConfigError, LogLevel};
 use crate::container::own_record;
 use crate::events::{ADDRESS_VARIABLE, Events};
@@ -52,8 +54,24 @@ pub enum DaemonError {
     Serve(#[from] ttrpc::Error),
 }
 
-/// Serves the pod on the socket that `start` bound.
+/// Serves the pod on the socket that `start` bound, and tells `start` so on standard output, or why not.
 pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
+    let (config, listener, sockets, runtime) = match prepare(identity) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // `start` may be gone; the log says it as well.
+            let _ = writeln!(io::stdout(), "{error}");
+            return Err(error);
+        }
+    };
+    say_ready()?;
+    let result = runtime.block_on(serve_pod(config, listener, sockets, identity.namespace.clone()));
+    // A blocked write to a file on a dead disk must not keep the process alive.
+    runtime.shutdown_background();
+    result
+}
+
+fn prepare(identity: &Identity) -> Result<(Config, StdListener, PodSockets, Runtime), DaemonError> {
     let config = Config::load()?;
     logging::start(match (identity.verbosity, config.log) {
         (Verbosity::Debug, _) | (_, LogLevel::Debug) => log::LevelFilter::Debug,
@@ -66,10 +84,17 @@ pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
     if let Some(bundle) = &identity.bundle {
         own_record(vec![sockets.task.clone(), sockets.streams.clone()]).write(bundle)?;
     }
-    let result = runtime.block_on(serve_pod(config, listener, sockets, identity.namespace.clone()));
-    // A blocked write to a file on a dead disk must not keep the process alive.
-    runtime.shutdown_background();
-    result
+    Ok((config, listener, sockets, runtime))
+}
+
+/// Tells `start` that its address is good, and lets it end: nothing else goes to standard output.
+fn say_ready() -> io::Result<()> {
+    let mut output = io::stdout();
+    output.write_all(READY.as_bytes())?;
+    output.flush()?;
+    let null = File::options().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok(())
 }
 
 /// Serves a pod on `listener` until it is finished.
@@ -81,8 +106,8 @@ pub async fn serve_pod(
 ) -> Result<(), DaemonError> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace);
-    let pod = Arc::new(Pod::new(config, sockets.clone(), events));
+    let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace.clone());
+    let pod = Arc::new(Pod::new(config, sockets.clone(), namespace, events));
     let mut server = Server::new()
         .add_listener(Listener::new(own_user_only(listener)))
         .register_service(service::services(&pod));

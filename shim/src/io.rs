@@ -1,8 +1,9 @@
 //! Standard streams: what a client asked for on one side, the agent's streams on the other, pumps between.
 //!
-//! Owns the fifos and files it opens and keeps the order "output delivered, then exit reported". Never blocks the
+//! Owns the fifos, files and loggers it opens and keeps the order "output delivered, then exit reported". Never blocks the
 //! shim's thread on a client that does not read or write.
 
+mod logger;
 mod output;
 mod pump;
 mod stdin;
@@ -14,10 +15,9 @@ use std::path::PathBuf;
 
 use ttrpc::proto::Code;
 
-pub use output::UnreadFifo;
-pub use pump::{IoControl, ProcessIo, StreamTotals};
+pub use pump::{IoControl, Leftovers, ProcessIo, StreamTotals};
 pub use stream::Streams;
-pub use target::{StdioSpec, Target};
+pub use target::{StdioSpec, Target, file_address};
 
 use crate::pod::VmEnd;
 
@@ -25,7 +25,7 @@ use crate::pod::VmEnd;
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// A kind of address that is not served.
-    #[error("standard streams to {scheme}:// are not supported yet: use a fifo or file://")]
+    #[error("standard streams to {scheme}:// are not supported: use a fifo, file:// or binary://")]
     Scheme {
         /// The address's scheme.
         scheme: String,
@@ -33,6 +33,9 @@ pub enum StdioError {
     /// An address that cannot be right.
     #[error("{0:?} is no place for a standard stream: it must be an absolute path")]
     Address(String),
+    /// A logger takes both outputs or none.
+    #[error("standard output and standard error must name the same logger: {0:?} is another address")]
+    Loggers(String),
     /// With a terminal, standard error is part of standard output.
     #[error("a terminal has no separate standard error: leave it empty")]
     TerminalStderr,
@@ -50,6 +53,14 @@ pub enum StdioError {
         /// What was to be opened.
         path: PathBuf,
         /// What the operating system said.
+        source: io::Error,
+    },
+    /// The program that is to take the output.
+    #[error("the logger {path} cannot be used: {source}", path = path.display())]
+    Logger {
+        /// The executable.
+        path: PathBuf,
+        /// What happened.
         source: io::Error,
     },
     /// The connection to the agent's stream failed.
@@ -78,10 +89,14 @@ impl StdioError {
     pub fn code(&self) -> Code {
         match self {
             Self::Scheme { .. } => Code::UNIMPLEMENTED,
-            Self::Address(_) | Self::TerminalStderr | Self::Kind { .. } => Code::INVALID_ARGUMENT,
-            Self::Open { .. } | Self::Attach { .. } | Self::Refused { .. } | Self::VmEnded(_) => {
-                Code::UNKNOWN
+            Self::Address(_) | Self::Loggers(_) | Self::TerminalStderr | Self::Kind { .. } => {
+                Code::INVALID_ARGUMENT
             }
+            Self::Open { .. }
+            | Self::Logger { .. }
+            | Self::Attach { .. }
+            | Self::Refused { .. }
+            | Self::VmEnded(_) => Code::UNKNOWN,
         }
     }
 }

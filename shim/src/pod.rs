@@ -3,6 +3,7 @@
 //! [`Pod`] owns which ids exist and when the shim may end. What happens inside a container is
 //! [`Container`](crate::container::Container)'s, what happens to the VM is [`Vm`]'s.
 
+mod abandon;
 mod agent;
 mod artifacts;
 mod broker;
@@ -22,6 +23,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::events::task::TaskDelete;
 use tokio::sync::watch;
 
+pub use abandon::{Abandon, Abandoned};
 pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
 pub use broker::{Broker, BrokerError, Export};
@@ -61,23 +63,33 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 }
 
 enum Slot {
-    /// Being created; the sender asks the creation to give up.
-    Creating(watch::Sender<Abandon>),
+    /// Being created, until that is given up.
+    Creating(Abandon),
     Ready(Arc<Container>),
     Deleting(Arc<Container>),
 }
 
-/// Whether the table holds anything.
+/// What the table holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Occupancy {
+    /// Nothing.
     Empty,
-    Occupied,
+    /// Containers that exist.
+    Settled,
+    /// At least one that is on its way.
+    Creating,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Abandon {
-    No,
-    Yes,
+impl Occupancy {
+    fn of(table: &BTreeMap<String, Slot>) -> Self {
+        if table.values().any(|slot| matches!(slot, Slot::Creating(_))) {
+            Self::Creating
+        } else if table.is_empty() {
+            Self::Empty
+        } else {
+            Self::Settled
+        }
+    }
 }
 
 /// What a Shutdown may end.
@@ -94,6 +106,8 @@ pub enum ShutdownMode {
 pub enum PodState {
     /// It has.
     Open,
+    /// Everything in it is being ended.
+    Closing,
     /// It may end.
     Finished,
 }
@@ -103,18 +117,20 @@ pub struct Pod {
     config: Config,
     events: Mutex<Events>,
     sockets: PodSockets,
+    namespace: String,
     table: Mutex<BTreeMap<String, Slot>>,
     occupancy: watch::Sender<Occupancy>,
     state: watch::Sender<PodState>,
 }
 
 impl Pod {
-    /// A pod without containers.
-    pub fn new(config: Config, sockets: PodSockets, events: Events) -> Self {
+    /// A pod without containers, of this namespace of containers' ids.
+    pub fn new(config: Config, sockets: PodSockets, namespace: String, events: Events) -> Self {
         Self {
             config,
             events: Mutex::new(events),
             sockets,
+            namespace,
             table: Mutex::default(),
             occupancy: watch::Sender::new(Occupancy::Empty),
             state: watch::Sender::new(PodState::Open),
@@ -135,7 +151,7 @@ impl Pod {
             let _ = occupancy.wait_for(|now| *now == Occupancy::Empty).await;
             tokio::select! {
                 () = tokio::time::sleep(pause) => return,
-                _ = occupancy.wait_for(|now| *now == Occupancy::Occupied) => {}
+                _ = occupancy.wait_for(|now| *now != Occupancy::Empty) => {}
             }
         }
     }
@@ -149,11 +165,11 @@ impl Pod {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the table, and tells who waits for it to be empty.
+    /// Changes the table, and tells who waits for what is in it.
     fn with_table<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Slot>) -> T) -> T {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut table);
-        let now = if table.is_empty() { Occupancy::Empty } else { Occupancy::Occupied };
+        let now = Occupancy::of(&table);
         self.occupancy.send_if_modified(|before| std::mem::replace(before, now) != now);
         result
     }
@@ -189,10 +205,11 @@ impl Pod {
             // A container that was never started ends with the VM, which has no other.
             Kind::Alone => stop(&container.vm, container.power_off).await,
             Kind::Sandbox(end) => end.ask(KILLED),
-            Kind::Member(_) => container.kill_unstarted().await,
+            Kind::Member { .. } => container.kill_unstarted().await,
         }
         let exit = container.init.exited().await;
-        if let Kind::Member(attachments) = &container.kind {
+        container.end_streams().await;
+        if let Kind::Member { attachments, .. } = &container.kind {
             container.forget_in_guest().await;
             let attached = attachments.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(attached) = attached {
@@ -247,16 +264,31 @@ impl Pod {
         if mode == ShutdownMode::WhenEmpty && !self.is_empty() {
             return;
         }
+        self.state.send_if_modified(|state| {
+            let open = *state == PodState::Open;
+            if open {
+                *state = PodState::Closing;
+            }
+            open
+        });
         for slot in self.table.lock().unwrap_or_else(PoisonError::into_inner).values() {
             if let Slot::Creating(abandon) = slot {
-                abandon.send_replace(Abandon::Yes);
+                abandon.now();
             }
         }
+        self.stop_all().await;
+        // The sender is ours: it cannot be gone.
+        let _ = self.occupancy.subscribe().wait_for(|now| *now != Occupancy::Creating).await;
+        // One may have come to be all the same.
+        self.stop_all().await;
+        self.finish();
+    }
+
+    async fn stop_all(&self) {
         for container in self.containers() {
             stop(&container.vm, PowerOff::Now).await;
             container.init.exited().await;
         }
-        self.finish();
     }
 
     /// Sees a sandbox to its end, and with it the VM and every container in it.
@@ -294,6 +326,7 @@ impl Pod {
         if container.lifecycle == Lifecycle::Managed {
             return;
         }
+        container.end_streams().await;
         crate::hooks::poststop(&container.bundle, &container.id).await;
         match container.lifecycle {
             Lifecycle::Managed | Lifecycle::Keep => {}

@@ -7,14 +7,16 @@ use hull_protocol::agent::api::agent::{ProcessRequest, Stdio};
 use tokio::sync::watch;
 
 use crate::error::TaskError;
-use crate::io::{IoControl, StdioSpec, UnreadFifo};
+use crate::io::{IoControl, Leftovers, StdioSpec};
 
 /// Pids of execs are those of the guest with this bit set: above the host's largest possible pid (2^22), so that they
 /// name no process of the host, and least of all the monitor, which stands for the init process.
 pub const GUEST_PID: u32 = 1 << 22;
 
-/// How long output may stand still after a SIGKILL or an exit before nobody is believed to read it.
+/// How long output may stand still after an exit before nobody is believed to read it.
 pub const STALL: Duration = Duration::from_secs(10);
+/// The same after a SIGKILL, whose sender waits for the exit.
+const STALL_KILLED: Duration = Duration::from_secs(5);
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +62,8 @@ enum IoState {
     Pending(PendingInput),
     /// Being copied.
     Attached(IoControl),
-    /// Delivered; fifos with unread output stay open until the process is forgotten.
-    Delivered(#[allow(dead_code, reason = "held for its descriptors")] Vec<UnreadFifo>),
+    /// Delivered; what is left stays until the process is forgotten.
+    Delivered(Leftovers),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -202,8 +204,17 @@ impl Process {
     }
 
     /// The streams are at their end.
-    pub fn delivered(&self, unread: Vec<UnreadFifo>) {
-        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = IoState::Delivered(unread);
+    pub fn delivered(&self, left: Leftovers) {
+        *self.io.lock().unwrap_or_else(PoisonError::into_inner) = IoState::Delivered(left);
+    }
+
+    /// Lets go of what is left of its streams: the process is being forgotten.
+    pub async fn end_streams(&self) {
+        let left = match &mut *self.io.lock().unwrap_or_else(PoisonError::into_inner) {
+            IoState::Delivered(left) => std::mem::take(left),
+            IoState::Pending(_) | IoState::Attached(_) => return,
+        };
+        left.end().await;
     }
 
     /// Ends standard input after what was written to it, now or as soon as it is attached.
@@ -219,7 +230,7 @@ impl Process {
     /// Sees to it that output which nobody reads does not hold up the end of a killed process.
     pub fn give_up_stalled_output(&self) {
         if let IoState::Attached(control) = &*self.io.lock().unwrap_or_else(PoisonError::into_inner) {
-            tokio::spawn(control.clone().discard_when_stalled(STALL));
+            tokio::spawn(control.clone().discard_when_stalled(STALL_KILLED));
         }
     }
 

@@ -159,20 +159,9 @@ impl Document {
         NetworkChoice::of(&self.spec)
     }
 
-    /// Takes out the kernel parameters of the network: it is the whole guest's, so they are set for the pod, not by the
-    /// container. A sandbox, which is no container in the guest, cannot have any others.
+    /// Takes out the kernel parameters of the network, which are set for the pod.
     pub fn take_network_sysctls(&mut self) -> Result<HashMap<String, String>, SpecError> {
-        let Some(linux) = self.spec.linux_mut() else { return Ok(HashMap::new()) };
-        let all = linux.sysctl_mut().take().unwrap_or_default();
-        let (network, rest): (HashMap<_, _>, HashMap<_, _>) =
-            all.into_iter().partition(|(name, _)| name.starts_with("net.") || name.starts_with("net/"));
-        if let (Role::Sandbox, Some(name)) = (&self.role, rest.keys().next()) {
-            return Err(SpecError::Unsupported(format!(
-                "the kernel parameter {name} cannot be set for a pod, only those of its network (net.*)"
-            )));
-        }
-        linux.set_sysctl(Some(rest));
-        Ok(network)
+        network::take_sysctls(&mut self.spec, &self.role)
     }
 
     /// The pod's host name.
@@ -252,26 +241,5 @@ mod tests {
         let lifecycle = spec(r#""io.kubernetes.cri.container-type":"container","dev.hull.lifecycle":"keep""#);
         annotations_allowed(&lifecycle, &allowing).unwrap_err();
         annotations_allowed(&spec(r#""dev.hull.vm.vcpus":"8""#), &Config::default()).unwrap();
-    }
-
-    #[test]
-    fn parameters_of_the_network_are_the_pods() {
-        let document = |role| {
-            Document {
-            spec: serde_json::from_str(
-                r#"{"ociVersion":"1.0.2","linux":{"sysctl":{"net.core.somaxconn":"9","net/ipv4/ip_forward":"1","kernel.shmmax":"7"}}}"#,
-            )
-            .unwrap(),
-            id: "web".to_owned(),
-            role,
-        }
-        };
-        let mut alone = document(Role::Alone);
-        let taken = alone.take_network_sysctls().unwrap();
-        assert_eq!((taken.len(), taken["net.core.somaxconn"].as_str()), (2, "9"));
-        let left = alone.spec.linux().as_ref().unwrap().sysctl().clone().unwrap();
-        assert_eq!(left.keys().collect::<Vec<_>>(), ["kernel.shmmax"]);
-        let error = document(Role::Sandbox).take_network_sysctls().unwrap_err().to_string();
-        assert!(error.contains("kernel.shmmax") && error.contains("net.*"), "{error}");
     }
 }

@@ -185,7 +185,7 @@ async fn bad_requests_leave_nothing() {
     fs::write(pod.bundle().join("config.json"), pod.config.to_string()).unwrap();
     assert_eq!(code(soon(client.create(&xfs)).await), Code::UNIMPLEMENTED);
     let mut logger = pod.request.clone();
-    logger.stdout = "binary:///bin/logger".into();
+    logger.stdout = "npipe:///bin/logger".into();
     assert_eq!(code(soon(client.create(&logger)).await), Code::UNIMPLEMENTED);
     let mut missing = pod.request.clone();
     missing.stdout = pod.file("no-such-fifo").display().to_string();

@@ -145,3 +145,67 @@ async fn an_exec_has_streams_of_its_own() {
     soon(client.shutdown_now("web")).await.unwrap();
     pod.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn a_logger_takes_the_output_of_init_and_execs() {
+    let mut pod = Pod::new("web", &["sh", "-c", "echo out; echo err >&2; read x; echo more"]);
+    let program = pod.file("logger");
+    // Slow to write what it has: nothing may end it before.
+    let script = format!(
+        "log={}.$CONTAINER_NAMESPACE.$CONTAINER_ID\necho \"$@\" >$log.args\nexec 5>&-\n\
+         cat <&4 >$log.err & cat <&3 >$log.out.new; sleep 0.3; mv $log.out.new $log.out",
+        program.display()
+    );
+    support::script(&program, &script);
+    pod.request.stdin = pod.fifo("in");
+    pod.request.stdout = format!("binary://{}?--tag=a%20b", program.display());
+    pod.request.stderr.clone_from(&pod.request.stdout);
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    let log = |id: &str, name: &str| {
+        fs::read_to_string(format!("{}.test.{id}.{name}", program.display())).unwrap_or_default()
+    };
+    assert_eq!(log("web", "args"), "--tag a b\n", "it is ready before the container is");
+    soon(client.start(INIT)).await.unwrap();
+    for n in 0..5 {
+        let id = format!("e{n}");
+        let mut request = pod.exec_request(&id, &["sh", "-c", "echo in exec; exit 5"]);
+        request.stdout.clone_from(&pod.request.stdout);
+        soon(client.exec(&request)).await.unwrap();
+        soon(client.start(Process::exec("web", &id))).await.unwrap();
+        assert_eq!(soon(client.wait(Process::exec("web", &id))).await.unwrap().exit_status, 5);
+        soon(client.delete(Process::exec("web", &id))).await.unwrap();
+        assert_eq!(log(&id, "out"), "in exec\n");
+    }
+    OpenOptions::new().write(true).open(&pod.request.stdin).unwrap().write_all(b"x\n").unwrap();
+    assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 0);
+    soon(client.delete(INIT)).await.unwrap();
+    assert_eq!((log("web", "out").as_str(), log("web", "err").as_str()), ("out\nmore\n", "err\n"));
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_logger_that_fails_is_an_error_and_one_that_leaves_is_not_missed() {
+    let mut pod = Pod::new("web", &["sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done"]);
+    let client = pod.connect().await;
+    let address = |scheme: &str, name: &str| format!("{scheme}://{}", pod.file(name).display());
+    support::script(&pod.file("early"), "exit 1");
+    let mut request = pod.request.clone();
+    for (stdout, words) in [
+        (address("binary", "missing"), "No such file"),
+        (address("binary-v2", "early"), "it ended before it was ready"),
+    ] {
+        request.stdout = stdout;
+        let error = soon(client.create(&request)).await.unwrap_err().to_string();
+        assert!(error.starts_with("the logger /") && error.contains(words), "{error}");
+    }
+    // Its output is lost; the process is not.
+    pod.request.stdout = address("binary", "early");
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 0);
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hull_shim::client::messages::CreateTaskRequest;
-use hull_shim::client::{ClientError, Process, TaskClient};
+use hull_shim::client::{ClientError, Process, TaskClient, file_address};
 use hull_shim::record::{ExitRecord, Record};
 
 use super::prepare::Prepared;
@@ -36,7 +36,7 @@ pub struct Ending {
 pub async fn start_detached(prepared: Prepared) -> Result<Container, CliError> {
     let mut signals = Signals::listen()?;
     let container = prepared.container.clone();
-    let log = |name: &str| format!("file://{}", container.bundle.join(name).display());
+    let log = |name: &str| file_address(&container.bundle.join(name));
     let stdin = container.record.interactive.then(|| keep_open_stdin(&container)).transpose()?;
     let stderr = if container.record.tty { String::new() } else { log(Container::STDERR_LOG) };
     let addresses = [stdin.unwrap_or_default(), log(Container::STDOUT_LOG), stderr];

@@ -142,6 +142,7 @@ impl Container {
             Phase::Created => supervise::never_started(),
             other => return Err(TaskError::WrongState { action: "delete", state: other.word() }),
         };
+        exec.process.end_streams().await;
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok((exec.process.pid(), exit))
     }

@@ -47,8 +47,10 @@ pub async fn supervise_init(container: Arc<Container>, io: ProcessIo) -> Exit {
     let init = Arc::clone(&container.init);
     let exit = wait(&container, &init, io).await;
     let execs = async {
-        for exec in container.execs() {
-            if matches!(exec.phase(), Phase::Running | Phase::Starting) {
+        // One that is being started may run then, or fail; another may have begun meanwhile.
+        while let Some(exec) = container.execs().iter().find(|exec| is_under_way(exec)) {
+            exec.start_settled().await;
+            if exec.phase() != Phase::Created {
                 exec.exited().await;
             }
         }
@@ -64,6 +66,10 @@ pub async fn supervise_init(container: Arc<Container>, io: ProcessIo) -> Exit {
     }
     record_and_announce(&container, exit.clone());
     exit
+}
+
+fn is_under_way(process: &Process) -> bool {
+    matches!(process.phase(), Phase::Running | Phase::Starting)
 }
 
 /// The end of an init: on disk, then to everybody.
@@ -113,9 +119,9 @@ async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Ex
         }
     };
     let watcher = tokio::spawn(control.discard_when_stalled(pause));
-    let unread = io.drain(totals).await;
+    let left = io.drain(totals).await;
     watcher.abort();
-    process.delivered(unread);
+    process.delivered(left);
     process.start_settled().await;
     exit
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 
 use super::{StdioError, Target};
 
@@ -19,6 +20,8 @@ pub enum Output {
     Fifo(FifoOutput),
     /// A file, appended to.
     File(tokio::fs::File),
+    /// A logger's standard output or error.
+    Logger(pipe::Sender),
 }
 
 /// Both ends of a fifo that somebody else reads. Our read end means that a reader may come late, or go and come back,
@@ -34,10 +37,10 @@ pub struct UnreadFifo {
 }
 
 impl Output {
-    /// Opens a target. Never blocks, whoever is or is not at the other end.
+    /// Opens a target. Never blocks, whoever is or is not at the other end. A logger's is made with the logger.
     pub fn open(target: &Target) -> Result<Self, StdioError> {
         match target {
-            Target::Null => Ok(Self::Null),
+            Target::Null | Target::Logger(_) => Ok(Self::Null),
             Target::Fifo(path) => FifoOutput::open(path).map(Self::Fifo),
             Target::File(path) => open_file(path).map(|file| Self::File(tokio::fs::File::from_std(file))),
         }
@@ -48,6 +51,7 @@ impl Output {
         match self {
             Self::Null => Ok(()),
             Self::Fifo(fifo) => fifo.write_all(bytes).await,
+            Self::Logger(pipe) => pipe.write_all(bytes).await,
             Self::File(file) => {
                 file.write_all(bytes).await?;
                 file.flush().await
@@ -58,7 +62,7 @@ impl Output {
     /// Closes it: readers see the end once they have read everything.
     pub fn close(self) -> Option<UnreadFifo> {
         match self {
-            Self::Null | Self::File(_) => None,
+            Self::Null | Self::File(_) | Self::Logger(_) => None,
             Self::Fifo(fifo) => unread_bytes(&fifo.hold).then_some(UnreadFifo { _hold: fifo.hold }),
         }
     }

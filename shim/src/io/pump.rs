@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::logger::{LoggedProcess, Logger};
 use super::output::{Output, UnreadFifo};
 use super::stdin::FifoInput;
 use super::stream::Streams;
@@ -32,12 +33,31 @@ struct HostEnds {
     stdin: Option<FifoInput>,
     stdout: Output,
     stderr: Output,
+    logger: Option<Logger>,
+}
+
+/// What outlives a process's output until the process is forgotten.
+#[derive(Default)]
+pub struct Leftovers {
+    /// Held for its descriptors: fifos that still hold output which nobody has read.
+    _unread: Vec<UnreadFifo>,
+    logger: Option<Logger>,
+}
+
+impl Leftovers {
+    /// Lets go of them. A logger has ended when this returns.
+    pub async fn end(self) {
+        if let Some(logger) = self.logger {
+            logger.end().await;
+        }
+    }
 }
 
 /// The running copies of one process. Dropping it ends them at once.
 pub struct ProcessIo {
     stdin: Option<(watch::Sender<InputHold>, JoinHandle<()>)>,
     outputs: Vec<OutputPump>,
+    logger: Option<Logger>,
 }
 
 struct OutputPump {
@@ -73,12 +93,19 @@ pub struct IoControl {
 }
 
 impl HostEnds {
-    fn open(spec: &StdioSpec) -> Result<Self, StdioError> {
+    async fn open(spec: &StdioSpec, process: LoggedProcess<'_>) -> Result<Self, StdioError> {
         let stdin = match &spec.stdin {
             Target::Fifo(path) => Some(FifoInput::open(path)?),
-            Target::Null | Target::File(_) => None,
+            Target::Null | Target::File(_) | Target::Logger(_) => None,
         };
-        Ok(Self { stdin, stdout: Output::open(&spec.stdout)?, stderr: Output::open(&spec.stderr)? })
+        if let Target::Logger(command) = &spec.stdout {
+            let failed = |source| StdioError::Logger { path: command.program.clone(), source };
+            let (logger, [stdout, stderr]) = Logger::start(command, process).await.map_err(failed)?;
+            let (stdout, stderr) = (Output::Logger(stdout), Output::Logger(stderr));
+            return Ok(Self { stdin, stdout, stderr, logger: Some(logger) });
+        }
+        let (stdout, stderr) = (Output::open(&spec.stdout)?, Output::open(&spec.stderr)?);
+        Ok(Self { stdin, stdout, stderr, logger: None })
     }
 }
 
@@ -90,8 +117,9 @@ impl ProcessIo {
         container: &str,
         exec: Option<&str>,
     ) -> Result<Self, StdioError> {
-        let ends = HostEnds::open(spec)?;
-        let mut io = Self { stdin: None, outputs: Vec::new() };
+        let process = LoggedProcess { namespace: streams.namespace(), id: exec.unwrap_or(container) };
+        let ends = HostEnds::open(spec, process).await?;
+        let mut io = Self { stdin: None, outputs: Vec::new(), logger: ends.logger };
         for (kind, target, output) in
             [(StreamKind::Stdout, &spec.stdout, ends.stdout), (StreamKind::Stderr, &spec.stderr, ends.stderr)]
         {
@@ -116,9 +144,9 @@ impl ProcessIo {
         }
     }
 
-    /// Waits until everything the agent sent, `totals` where it could still say so, is delivered. Returns the fifos
-    /// that still hold unread output.
-    pub async fn drain(&mut self, totals: Option<StreamTotals>) -> Vec<UnreadFifo> {
+    /// Waits until everything the agent sent, `totals` where it could still say so, is delivered. Returns what is to be
+    /// kept until the process is forgotten.
+    pub async fn drain(&mut self, totals: Option<StreamTotals>) -> Leftovers {
         if let Some((_, task)) = self.stdin.take() {
             task.abort();
         }
@@ -141,7 +169,7 @@ impl ProcessIo {
             }
         }
         self.outputs.clear();
-        unread
+        Leftovers { _unread: unread, logger: self.logger.take() }
     }
 }
 

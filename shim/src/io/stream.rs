@@ -18,13 +18,19 @@ const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Streams {
     socket: PathBuf,
+    namespace: String,
     end: VmEnded,
 }
 
 impl Streams {
-    /// Streams through the monitor's vsock listener at `socket`.
-    pub fn new(socket: PathBuf, end: VmEnded) -> Self {
-        Self { socket, end }
+    /// Streams through the monitor's vsock listener at `socket`, of containers whose ids are of this namespace.
+    pub fn new(socket: PathBuf, namespace: String, end: VmEnded) -> Self {
+        Self { socket, namespace, end }
+    }
+
+    /// The namespace of the containers' ids.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Attaches one stream of a process.

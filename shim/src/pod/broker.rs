@@ -148,7 +148,19 @@ impl Broker {
 
 /// Owns the control socket and the process.
 async fn converse(channel: AsyncChannel, mut child: Child, mut inbox: mpsc::Receiver<Ask>) {
-    while let Some(ask) = inbox.recv().await {
+    loop {
+        let ask = tokio::select! {
+            ask = inbox.recv() => ask,
+            status = child.wait() => {
+                match status {
+                    Ok(status) => log::error!("the file broker has ended ({status}): the guest's files are lost"),
+                    Err(error) => log::error!("the file broker is lost: {error}"),
+                }
+                // Who asks from now on finds that out.
+                return;
+            }
+        };
+        let Some(ask) = ask else { return };
         match ask {
             Ask::Tell { control, fd, answer } => {
                 // Whoever asked may have given up.

@@ -7,25 +7,24 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use hull_protocol::agent::api::agent::{ContainerRequest, CreateContainerRequest, Rootfs, SeccompFilter};
 use hull_protocol::agent::is_valid_id;
-use tokio::sync::watch;
 
 use super::{
-    Abandon, Booting, BrokerError, Export, PlugError, Pod, PowerOff, RootfsNames, RootfsPlan, Slot,
-    StartError, Vm, VmSpec, start_ticks,
+    Abandon, Abandoned, Booting, BrokerError, Export, PlugError, Pod, PodState, PowerOff, RootfsNames,
+    RootfsPlan, Slot, StartError, Vm, VmSpec, start_ticks,
 };
-use crate::container::{Container, Ending, Kind, Parts, SandboxEnd, own_record, shim_record, supervise_init};
+use crate::container::{Container, Ending, Kind, SandboxEnd, own_record, shim_record, supervise_init};
 use crate::error::TaskError;
 use crate::events::Event;
 use crate::io::{ProcessIo, StdioSpec};
 use crate::process::{GUEST_PID, Process};
-use crate::record::{CONSOLE_FILE, Lifecycle, Record};
+use crate::record::{CONSOLE_FILE, Record};
 use crate::spec::{ContainerConfig, Document, Issued, Role, Volume};
 
 /// An id taken in the table. Given back when dropped, unless the container came to be.
 struct Reservation<'a> {
     pod: &'a Pod,
     id: String,
-    abandoned: watch::Receiver<Abandon>,
+    abandoned: Abandoned,
 }
 
 /// What is to be created.
@@ -33,11 +32,12 @@ struct Order<'a> {
     request: &'a CreateTaskRequest,
     bundle: PathBuf,
     document: Document,
+    abandoned: Abandoned,
 }
 
 /// How a new container is seen to its end.
 enum Supervision {
-    Process(ProcessIo),
+    Process(Box<ProcessIo>),
     Sandbox(Ending),
 }
 
@@ -75,21 +75,13 @@ impl Pod {
         document.check(&self.config)?;
         let role = document.role.clone();
         let (reservation, sandbox) = self.reserve(&request.id, &role)?;
-        let mut abandoned = reservation.abandoned.clone();
-        let order = Order { request: &request, bundle, document };
-        let build = async {
-            match (role, sandbox) {
-                (Role::Member { .. }, Some(sandbox)) => Box::pin(self.build_member(order, &sandbox)).await,
-                (Role::Sandbox, _) => Box::pin(self.build_sandbox(order)).await,
-                (Role::Alone | Role::Member { .. }, _) => Box::pin(self.build_alone(order)).await,
-            }
-        };
-        let (container, rest) = tokio::select! {
-            built = build => built?,
-            _ = abandoned.wait_for(|abandon| *abandon == Abandon::Yes) => {
-                return Err(StartError::Abandoned.into());
-            }
-        };
+        let abandoned = reservation.abandoned.clone();
+        let order = Order { request: &request, bundle, document, abandoned };
+        let (container, rest) = match (role, sandbox) {
+            (Role::Member { .. }, Some(sandbox)) => Box::pin(self.build_member(order, &sandbox)).await,
+            (Role::Sandbox, _) => Box::pin(self.build_sandbox(order)).await,
+            (Role::Alone | Role::Member { .. }, _) => Box::pin(self.build_alone(order)).await,
+        }?;
         let container = Arc::new(container);
         let pid = container.init.pid();
         self.events().send(Event::Create(create_event(&request, pid)));
@@ -98,7 +90,7 @@ impl Pod {
         tokio::spawn(async move {
             match rest {
                 Supervision::Process(io) => {
-                    supervise_init(Arc::clone(&container), io).await;
+                    supervise_init(Arc::clone(&container), *io).await;
                     pod.after_exit(&container).await;
                 }
                 Supervision::Sandbox(end) => pod.supervise_sandbox(&container, end).await,
@@ -109,7 +101,7 @@ impl Pod {
 
     /// Takes the id, and finds the sandbox that the container belongs to.
     fn reserve(&self, id: &str, role: &Role) -> Result<(Reservation<'_>, Option<Arc<Container>>), TaskError> {
-        if *self.state.borrow() == super::PodState::Finished {
+        if *self.state.borrow() != PodState::Open {
             return Err(TaskError::ShuttingDown);
         }
         let (abandoned, sandbox) = self.with_table(|table| {
@@ -134,7 +126,7 @@ impl Pod {
                     }
                 },
             };
-            let (abandon, abandoned) = watch::channel(Abandon::No);
+            let (abandon, abandoned) = Abandon::new();
             table.insert(id.to_owned(), Slot::Creating(abandon));
             Ok((abandoned, sandbox))
         })?;
@@ -143,7 +135,7 @@ impl Pod {
 
     /// A container with a VM of its own.
     async fn build_alone(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, mut document } = order;
+        let Order { request, bundle, mut document, abandoned } = order;
         let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
         let (network, sysctls) = (document.network()?, document.take_network_sysctls()?);
         let config = document.translate(&bundle, None)?;
@@ -164,26 +156,19 @@ impl Pod {
             sysctls,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
+            namespace: self.namespace.clone(),
             hostname,
         };
-        let vm = self.boot(spec, &bundle).await?;
+        let vm = self.boot(spec, &bundle, &abandoned).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
         init.set_pid(vm.pid());
         let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
-        match prepare_init(&vm, &init, &bundle, &config, agents).await {
+        match abandoned.or(prepare_init(&vm, &init, &bundle, &config, agents)).await {
             Ok(io) => {
-                let container = Container::new(Parts {
-                    id: request.id.clone(),
-                    bundle,
-                    kind: Kind::Alone,
-                    sandbox: None,
-                    lifecycle: config.lifecycle,
-                    vm,
-                    power_off: power_off(&rootfs),
-                    init,
-                    events: self.events(),
-                });
-                Ok((container, Supervision::Process(io)))
+                let container = Container::new(&request.id, bundle, Kind::Alone, vm, init, self.events())
+                    .with_lifecycle(config.lifecycle)
+                    .with_power_off(power_off(&rootfs));
+                Ok((container, Supervision::Process(Box::new(io))))
             }
             Err(error) => {
                 super::stop(&vm, PowerOff::Now).await;
@@ -194,7 +179,7 @@ impl Pod {
 
     /// The VM of a pod whose containers come later. The sandbox's own root file system and mounts are not used.
     async fn build_sandbox(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, mut document } = order;
+        let Order { request, bundle, mut document, abandoned } = order;
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
             vcpus: shape.vcpus,
@@ -207,45 +192,32 @@ impl Pod {
             sysctls: document.take_network_sysctls()?,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
+            namespace: self.namespace.clone(),
             hostname: document.hostname(),
         };
         let stdio = stdio(request)?;
-        let vm = self.boot(spec, &bundle).await?;
-        if let Err(error) = crate::hooks::create_runtime(&bundle, &request.id, vm.pid()).await {
+        let vm = self.boot(spec, &bundle, &abandoned).await?;
+        let hooks = async { Ok(crate::hooks::create_runtime(&bundle, &request.id, vm.pid()).await?) };
+        if let Err(error) = abandoned.or::<_, TaskError>(hooks).await {
             super::stop(&vm, PowerOff::Now).await;
-            return Err(error.into());
+            return Err(error);
         }
         let init = Arc::new(Process::new(&request.id, None, stdio));
         init.set_pid(vm.pid());
         let (end, ending) = SandboxEnd::new();
-        let container = Container::new(Parts {
-            id: request.id.clone(),
-            bundle,
-            kind: Kind::Sandbox(end),
-            sandbox: None,
-            lifecycle: Lifecycle::Managed,
-            vm,
-            power_off: PowerOff::Now,
-            init,
-            events: self.events(),
-        });
+        let container = Container::new(&request.id, bundle, Kind::Sandbox(end), vm, init, self.events());
         Ok((container, Supervision::Sandbox(ending)))
     }
 
-    /// A further container in the VM of a sandbox.
+    /// A further container in the VM of a sandbox. If that ends, so does the creation.
     async fn build_member(
         &self,
         order: Order<'_>,
         sandbox: &Container,
     ) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, document } = order;
+        let Order { request, bundle, document, .. } = order;
         let vm = Arc::clone(&sandbox.vm);
-        let mut record = shim_record(&vm, None);
-        record.container_pid = None;
-        record.sandbox = Some(sandbox.id.clone());
-        // The pod's network is the sandbox's to give back.
-        record.network = None;
-        record.write(&bundle)?;
+        shim_record(&vm, Some(&sandbox.id)).write(&bundle)?;
         let config = document.translate(&bundle, Some(&self.issued(sandbox)))?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
@@ -256,18 +228,11 @@ impl Pod {
         let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
         match prepare_init(&vm, &init, &bundle, &config, agents).await {
             Ok(io) => {
-                let container = Container::new(Parts {
-                    id: request.id.clone(),
-                    bundle,
-                    kind: Kind::Member(Mutex::new(Some(attached))),
-                    sandbox: Some(sandbox.id.clone()),
-                    lifecycle: Lifecycle::Managed,
-                    vm,
-                    power_off: power_off(&rootfs),
-                    init,
-                    events: self.events(),
-                });
-                Ok((container, Supervision::Process(io)))
+                let attachments = Mutex::new(Some(attached));
+                let kind = Kind::Member { sandbox: sandbox.id.clone(), attachments };
+                let container = Container::new(&request.id, bundle, kind, vm, init, self.events())
+                    .with_power_off(power_off(&rootfs));
+                Ok((container, Supervision::Process(Box::new(io))))
             }
             Err(error) => {
                 let request =
@@ -290,8 +255,8 @@ impl Pod {
         Issued { sandbox: sandbox.init.pid(), containers }
     }
 
-    async fn boot(&self, spec: VmSpec, bundle: &Path) -> Result<Arc<Vm>, TaskError> {
-        let booting = Booting::prepare(spec, &self.config).await?;
+    async fn boot(&self, spec: VmSpec, bundle: &Path, abandoned: &Abandoned) -> Result<Arc<Vm>, TaskError> {
+        let booting = Booting::prepare(spec, &self.config, abandoned).await?;
         // On disk before it runs: `delete` must find it even if this process is killed now.
         let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         record.vmm_pid = Some(booting.pid());
@@ -301,7 +266,7 @@ impl Pod {
             booting.abandon().await;
             return Err(error.into());
         }
-        Ok(Arc::new(booting.boot().await?))
+        Ok(Arc::new(booting.boot(abandoned).await?))
     }
 }
 
@@ -317,7 +282,8 @@ fn power_off(rootfs: &RootfsPlan) -> PowerOff {
     if rootfs.is_persistent() { PowerOff::Orderly } else { PowerOff::Now }
 }
 
-/// Runs the hooks that come before, has the agent make the container, and attaches its streams. An init without a pid on the host gets one.
+/// Runs the hooks that come before, has the agent make the container, and attaches its streams. An init without a pid on
+/// the host gets one.
 async fn prepare_init(
     vm: &Vm,
     init: &Process,

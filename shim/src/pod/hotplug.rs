@@ -136,7 +136,7 @@ mod tests {
     use hull_protocol::vmm::{DiskAccess, DiskDiscard, DiskExtent, RateLimits};
 
     use super::*;
-    use crate::pod::{Booting, PowerOff, VmSpec};
+    use crate::pod::{Abandon, Booting, PowerOff, VmSpec};
 
     fn disk(serial: &str) -> Disk {
         let mut file = tempfile::tempfile().unwrap();
@@ -189,16 +189,15 @@ mod tests {
                 exports: None,
                 console: folder.path().join("console"),
                 stream_socket: folder.path().join("streams"),
+                namespace: "test".into(),
                 network: crate::spec::NetworkChoice::Own,
                 hostname: "hotplug".into(),
                 sysctls: std::collections::HashMap::new(),
             };
-            let vm = Booting::prepare(spec, &crate::config::Config::load().unwrap())
-                .await
-                .unwrap()
-                .boot()
-                .await
-                .unwrap();
+            let (_wanted, abandoned) = Abandon::new();
+            let config = crate::config::Config::load().unwrap();
+            let booting = Booting::prepare(spec, &config, &abandoned).await.unwrap();
+            let vm = booting.boot(&abandoned).await.unwrap();
             assert!(has_disk(&vm, "first").await);
             for (count, running) in [(1, 1), (3, 3), (2, 3), (4, 4)] {
                 vm.agent.online_cpus(count).await.unwrap();

@@ -18,13 +18,14 @@ use hull_protocol::vmm::{
     VERSION, VsockConfig,
 };
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 use super::hotplug::PlugError;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
 use super::{
-    Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Monitor, MonitorError,
-    RootfsNames, VmEnd, jail, printable,
+    Abandoned, Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Monitor,
+    MonitorError, RootfsNames, VmEnd, jail, printable,
 };
 use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
@@ -65,6 +66,8 @@ pub struct VmSpec {
     pub console: PathBuf,
     /// Path for the monitor's vsock listener.
     pub stream_socket: PathBuf,
+    /// The namespace of the containers' ids.
+    pub namespace: String,
     /// The pod's network.
     pub network: NetworkChoice,
     /// The pod's host name.
@@ -167,6 +170,14 @@ pub struct Vm {
     network: Option<Keeper>,
     stream_socket: PathBuf,
     undo: std::sync::Mutex<Option<Undo>>,
+    remains: watch::Sender<Remains>,
+}
+
+/// What there is of a VM outside of it: processes, sockets, taps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remains {
+    Something,
+    Nothing,
 }
 
 /// Something between nothing and a [`Vm`].
@@ -184,6 +195,7 @@ struct VmSpecRest {
     boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
+    namespace: String,
     hostname: String,
     sysctls: HashMap<String, String>,
     broker: Option<Broker>,
@@ -191,10 +203,10 @@ struct VmSpecRest {
 
 impl Booting {
     /// Opens everything and starts the monitor process; the VM does not exist yet.
-    pub async fn prepare(spec: VmSpec, config: &Config) -> Result<Self, StartError> {
+    pub async fn prepare(spec: VmSpec, config: &Config, abandoned: &Abandoned) -> Result<Self, StartError> {
         let mut undo = Undo::default();
         let since = Instant::now();
-        match Self::build(spec, config, &mut undo).await {
+        match abandoned.or(Self::build(spec, config, &mut undo)).await {
             Ok((monitor, connections, network, spec)) => {
                 Ok(Self { monitor, connections, network, spec, since, undo })
             }
@@ -293,9 +305,18 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, hostname, sysctls, .. } = spec;
+        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
-        let rest = VmSpecRest { boot_timeout, memory_mib, console, stream_socket, hostname, sysctls, broker };
+        let rest = VmSpecRest {
+            boot_timeout,
+            memory_mib,
+            console,
+            stream_socket,
+            namespace,
+            hostname,
+            sysctls,
+            broker,
+        };
         Ok((monitor, connections, network, rest))
     }
 
@@ -310,7 +331,7 @@ impl Booting {
     }
 
     /// Boots, and waits for the agent. Everything is undone when that fails.
-    pub async fn boot(self) -> Result<Vm, StartError> {
+    pub async fn boot(self, abandoned: &Abandoned) -> Result<Vm, StartError> {
         let Self { monitor, connections, network, spec, since, undo } = self;
         let up = async {
             let (agent, boot) = boot(&monitor, connections, &spec, since).await?;
@@ -320,7 +341,7 @@ impl Booting {
             };
             Ok::<_, StartError>((agent, boot, network))
         };
-        match up.await {
+        match abandoned.or(up).await {
             Ok((agent, boot, network)) => Ok(Vm {
                 agent,
                 boot,
@@ -328,10 +349,11 @@ impl Booting {
                 memory_mib: spec.memory_mib,
                 broker: spec.broker,
                 further: AtomicU32::new(0),
-                streams: Streams::new(spec.stream_socket.clone(), monitor.ended()),
+                streams: Streams::new(spec.stream_socket.clone(), spec.namespace, monitor.ended()),
                 monitor,
                 stream_socket: spec.stream_socket,
                 undo: std::sync::Mutex::new(Some(undo)),
+                remains: watch::Sender::new(Remains::Something),
             }),
             Err(error) => {
                 // The failures are logged; the first error is the one to report.
@@ -402,11 +424,16 @@ impl Vm {
         self.monitor.ended()
     }
 
-    /// Ends the VM and cleans up. Whoever calls it first does it; others return at once.
+    /// Ends the VM and cleans up; when it returns, nothing of the VM is left. Whoever calls it first does it, others wait for
+    /// it, and one who calls for an end at once need not wait for the guest.
     pub async fn stop(&self, how: PowerOff) -> Result<(), UndoError> {
         let undo = self.undo.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(undo) = undo else {
-            self.ended().wait().await;
+            if how == PowerOff::Now {
+                self.monitor.kill().await;
+            }
+            // The sender is ours: it cannot be gone.
+            let _ = self.remains.subscribe().wait_for(|remains| *remains == Remains::Nothing).await;
             return Ok(());
         };
         if how == PowerOff::Orderly && self.ended().now().is_none() {
@@ -420,7 +447,9 @@ impl Vm {
                 Err(_elapsed) => log::warn!("the guest does not shut down in time"),
             }
         }
-        undo.run().await
+        let undone = undo.run().await;
+        self.remains.send_replace(Remains::Nothing);
+        undone
     }
 }
 

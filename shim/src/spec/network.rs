@@ -1,12 +1,13 @@
-//! Which network a container's spec asks for.
+//! Which network a container's spec asks for, and with which kernel parameters.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::SpecError;
+use super::{Role, SpecError};
 
 /// The network of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,9 +49,41 @@ fn is_ours(path: &Path) -> bool {
     identity(path).is_some_and(|found| Some(found) == identity(Path::new("/proc/self/ns/net")))
 }
 
+/// Takes out the kernel parameters of the network: it is the whole guest's, so they are set for the pod, not by the
+/// container. A sandbox, which is no container in the guest, cannot have any others.
+pub fn take_sysctls(spec: &mut Spec, role: &Role) -> Result<HashMap<String, String>, SpecError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(HashMap::new()) };
+    let all = linux.sysctl_mut().take().unwrap_or_default();
+    let (network, rest): (HashMap<_, _>, HashMap<_, _>) =
+        all.into_iter().partition(|(name, _)| name.starts_with("net.") || name.starts_with("net/"));
+    if let (Role::Sandbox, Some(name)) = (role, rest.keys().next()) {
+        return Err(SpecError::Unsupported(format!(
+            "the kernel parameter {name} cannot be set for a pod, only those of its network (net.*)"
+        )));
+    }
+    linux.set_sysctl(Some(rest));
+    Ok(network)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parameters_of_the_network_are_the_pods() {
+        let spec = || -> Spec {
+            let json = r#"{"ociVersion":"1.0.2","linux":{"sysctl":{
+                "net.core.somaxconn":"9","net/ipv4/ip_forward":"1","kernel.shmmax":"7"}}}"#;
+            serde_json::from_str(json).unwrap()
+        };
+        let mut alone = spec();
+        let taken = take_sysctls(&mut alone, &Role::Alone).unwrap();
+        assert_eq!((taken.len(), taken["net.core.somaxconn"].as_str()), (2, "9"));
+        let left = alone.linux().as_ref().unwrap().sysctl().clone().unwrap();
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["kernel.shmmax"]);
+        let error = take_sysctls(&mut spec(), &Role::Sandbox).unwrap_err().to_string();
+        assert!(error.contains("kernel.shmmax") && error.contains("net.*"), "{error}");
+    }
 
     fn of(namespaces: &str) -> Result<NetworkChoice, SpecError> {
         let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{namespaces}]}}}}"#);

@@ -24,7 +24,8 @@ pub struct Pod {
     pub request: CreateTaskRequest,
 }
 
-fn script(path: &Path, text: &str) {
+/// Writes a program for the shell.
+pub fn script(path: &Path, text: &str) {
     fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
