@@ -12,10 +12,12 @@ pub mod cri;
 pub mod docker;
 pub mod document;
 pub mod hull;
+pub mod kubelet;
 pub mod leaks;
 pub mod libseccomp;
 pub mod oci;
 pub mod peers;
+pub mod streaming;
 pub mod terminal;
 
 use std::time::{Duration, Instant};

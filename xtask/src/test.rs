@@ -260,7 +260,9 @@ impl Engine {
 fn engines(module: &str) -> Vec<Option<Engine>> {
     let of = |variable, suite| Some(Engine { suite, variable });
     match module {
-        "containerd" => vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")],
+        "containerd" | "cri" | "kubelet" => {
+            vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")]
+        }
         "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],
         _ => vec![None],
     }

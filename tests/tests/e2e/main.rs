@@ -13,6 +13,7 @@ mod docker;
 mod exits;
 mod hostile;
 mod images;
+mod kubelet;
 mod limits;
 mod network;
 mod refused;
