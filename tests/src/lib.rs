@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod craft;
 pub mod cri;
 pub mod docker;
+pub mod document;
 pub mod hull;
 pub mod kubelet;
 pub mod leaks;

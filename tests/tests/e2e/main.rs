@@ -11,6 +11,7 @@ mod cri;
 mod detached;
 mod docker;
 mod exits;
+mod hostile;
 mod images;
 mod kubelet;
 mod limits;
