@@ -34,6 +34,7 @@ use hooks::PlannedHooks;
 pub use keeper::{Keeper, Kept};
 pub use launched::Launched;
 use launched::Subjects;
+pub use rootfs::DEVICES;
 pub use users::UserNamespace;
 use usher::Provisions;
 

@@ -11,6 +11,7 @@
 //! | `agent` | connections in, service out |
 //! | `server`, `streams` | the API; standard streams |
 //! | `network` | the pod's network |
+//! | `devices` | which devices the guest has |
 //! | `container` | one actor for each container |
 //! | `spec`, `launch`, `rootfs`, `volumes`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
 //! | `sys` | system calls |
@@ -19,6 +20,7 @@ mod agent;
 mod cgroup;
 mod container;
 mod cpus;
+mod devices;
 mod environment;
 mod error;
 mod helper;

@@ -12,6 +12,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, Target};
 use crate::cpus;
+use crate::devices;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::network;
@@ -60,9 +61,16 @@ impl Service {
             filter.map(|filter| SeccompFilter::from_bytes(&filter.program, filter.flags)).transpose()?;
         let statements =
             request.namespaces.as_ref().map(Statements::from_api).transpose()?.unwrap_or_default();
-        let (spec, notes) = ContainerSpec::from_json(&request.spec, filter, &statements)?;
+        let (mut spec, notes) = ContainerSpec::from_json(&request.spec, filter, &statements)?;
         for note in notes {
             log::info!("container {id}: {note}");
+        }
+        match request.device_nodes.enum_value() {
+            Ok(api::DeviceNodes::OF_SPEC) => {}
+            Ok(api::DeviceNodes::OF_GUEST) => spec.add_devices(devices::of_the_guest()),
+            Err(value) => {
+                return Err(Error::Range { what: "device_nodes", value: u64::from(value.unsigned_abs()) });
+            }
         }
         let creation = Creation {
             id,

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use hull_shim::record::annotation;
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
@@ -123,6 +124,8 @@ pub struct ContainerRequest<'a> {
     pub binds: &'a [Bind],
     /// `--ulimit`.
     pub rlimits: &'a [Rlimit],
+    /// `--privileged`.
+    pub privileges: Privileges,
     /// `--cap-add`, `--cap-drop`.
     pub capabilities: CapabilitySet,
     /// `--security-opt`.
@@ -144,10 +147,19 @@ pub enum RootAccess {
     ReadWrite,
 }
 
+/// What stands between the container and its VM's kernel. The VM itself confines both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privileges {
+    /// What docker gives by default.
+    Usual,
+    /// Nothing (`--privileged`): all devices of the VM, no path hidden or read-only.
+    All,
+}
+
 /// Makes the specification.
 pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
     let hostname = hostname(request)?;
-    let mut mounts = defaults::mounts(request.shm_size)?;
+    let mut mounts = defaults::mounts(request.shm_size, request.privileges)?;
     for tmpfs in request.tmpfs {
         mounts.retain(|mount| mount.destination().as_os_str() != tmpfs.path.as_str());
         mounts.push(defaults::mount("tmpfs", &tmpfs.path, "tmpfs", tmpfs.options.clone())?);
@@ -167,13 +179,16 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
     let mut linux = LinuxBuilder::default()
         .namespaces(defaults::namespaces(request.network)?)
         .resources(resources(request)?)
-        .masked_paths(defaults::strings(defaults::MASKED_PATHS))
-        .readonly_paths(defaults::strings(defaults::READONLY_PATHS))
+        .masked_paths(defaults::masked_paths(request.privileges))
+        .readonly_paths(defaults::readonly_paths(request.privileges))
         .cgroups_path(format!("/hull/{}", request.id))
         .build()?;
     linux.set_seccomp(request.seccomp.resolve(&bounding.unwrap_or_default())?);
     let mut annotations: HashMap<String, String> = request.vm.annotations().into();
     annotations.insert(Lifecycle::ANNOTATION.to_owned(), request.lifecycle.as_str().to_owned());
+    if request.privileges == Privileges::All {
+        annotations.insert(annotation::DEVICES.to_owned(), "guest".to_owned());
+    }
     let root = RootBuilder::default()
         .path(defaults::root_path())
         .readonly(request.root == RootAccess::ReadOnly)
@@ -319,7 +334,7 @@ pub fn exec(first: &Process, request: ExecRequest<'_>) -> Result<Process, SpecEr
 
 fn resources(request: &ContainerRequest<'_>) -> Result<LinuxResources, SpecError> {
     let mut resources = LinuxResourcesBuilder::default()
-        .devices(defaults::device_rules()?)
+        .devices(defaults::device_rules(request.privileges)?)
         .pids(LinuxPidsBuilder::default().limit(request.pids.to_spec()).build()?);
     if let Some(Bytes(bytes)) = request.memory {
         if bytes < 6 << 20 {

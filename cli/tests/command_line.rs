@@ -88,7 +88,7 @@ fn dockers_flags_that_are_missing_are_named() {
     for (flag, value, name) in [
         ("--ip", Some("10.0.0.1"), "--ip"),
         ("--network-alias", Some("db"), "--network-alias"),
-        ("--privileged", None, "--privileged"),
+        ("--init", None, "--init"),
         ("--restart", Some("always"), "--restart"),
         ("--gpus", Some("all"), "--gpus"),
     ] {

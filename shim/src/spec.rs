@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use hull_protocol::agent::api::agent::{File as GuestFile, Namespaces};
+use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespaces};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
@@ -125,6 +125,8 @@ pub struct ContainerConfig {
     pub root: PathBuf,
     /// Who ends the pod.
     pub lifecycle: Lifecycle,
+    /// Which device nodes it has.
+    pub device_nodes: DeviceNodes,
 }
 
 impl Document {
@@ -178,14 +180,14 @@ impl Document {
     /// The container in the guest. `issued` are the numbers of the pod's containers, if it is in one.
     pub fn translate(self, bundle: &Path, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
         let Self { mut spec, id, .. } = self;
-        let lifecycle = shape::lifecycle(&spec)?;
+        let (lifecycle, device_nodes) = (shape::lifecycle(&spec)?, shape::device_nodes(&spec)?);
         let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         let files = files::take(&mut spec, bundle)?;
         let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(ContainerConfig { guest_spec, seccomp, volumes, files, namespaces, root, lifecycle })
+        Ok(ContainerConfig { guest_spec, seccomp, volumes, files, namespaces, root, lifecycle, device_nodes })
     }
 }
 

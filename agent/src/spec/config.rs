@@ -84,6 +84,16 @@ pub struct Sysctl {
 }
 
 impl ContainerSpec {
+    /// Makes these nodes too, but for those whose places the spec has a node for.
+    pub fn add_devices(&mut self, nodes: Vec<DeviceNode>) {
+        let listed = self.devices.len();
+        for node in nodes {
+            if !self.devices[..listed].iter().any(|own| own.path == node.path) {
+                self.devices.push(node);
+            }
+        }
+    }
+
     /// Whether the pod's volumes must be mounted first.
     pub fn uses_volumes(&self) -> bool {
         self.mounts.iter().any(|mount| matches!(mount.source, Source::Volume(_)))

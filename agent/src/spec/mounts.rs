@@ -407,6 +407,11 @@ pub(super) fn root_propagation(name: &str) -> Result<u64, SpecError> {
 }
 
 impl MountPoint {
+    /// The place of a device's node, by the name that the kernel gives it; `None` if that is none.
+    pub fn of_device(name: &str) -> Option<Self> {
+        Self::parse("linux.devices", &format!("/dev/{name}")).ok()
+    }
+
     /// From a path that is known to be absolute; `None` for the root directory itself.
     pub fn of_directory(path: &std::ffi::CStr) -> Option<Self> {
         Self::parse("process.cwd", &path.to_string_lossy()).ok()

@@ -103,6 +103,9 @@ pub struct RunArgs {
     /// Take a Linux capability away, or ALL
     #[arg(long, value_name = "CAPABILITY")]
     pub cap_drop: Vec<String>,
+    /// Give every capability, every system call, and the devices of the VM; what is the host's stays out of reach
+    #[arg(long)]
+    pub privileged: bool,
     /// Security option: no-new-privileges, seccomp=unconfined or seccomp=FILE
     #[arg(long, value_name = "OPTION")]
     pub security_opt: Vec<SecurityOption>,

@@ -57,7 +57,6 @@ const FLAGS: &[Flag] = &[
     Flag("oom-kill-disable", None, Alone),
     Flag("oom-score-adj", None, Takes),
     Flag("pid", None, Takes),
-    Flag("privileged", None, Alone),
     Flag("publish-all", Some('P'), Alone),
     Flag("restart", None, Takes),
     Flag("runtime", None, Takes),
@@ -132,8 +131,8 @@ mod tests {
         assert_eq!(first(&["run", "-a", "stdin", "image"]), Some("attach"));
         assert_eq!(first(&["run", "-astdin", "image"]), Some("attach"));
         assert_eq!(first(&["run", "--ip=10.0.0.1", "image"]), Some("ip"));
-        assert_eq!(first(&["run", "--privileged", "image"]), Some("privileged"));
-        assert_eq!(first(&["run", "--privileged=true", "image"]), Some("privileged"));
+        assert_eq!(first(&["run", "--init", "image"]), Some("init"));
+        assert_eq!(first(&["run", "--init=true", "image"]), Some("init"));
         assert_eq!(first(&["run", "-P", "-a", "stdin", "image"]), Some("attach"));
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use hull_images::Image;
-use hull_shim::record::{Record, ShimRecord};
+use hull_shim::record::{Record, ShimRecord, annotation};
 use serde_json::{Value, json};
 
 use super::DONE;
@@ -96,6 +96,7 @@ fn describe_container(container: &Container) -> Result<Value, CliError> {
             "AutoRemove": record.auto_remove,
             "Memory": limit(&resources["memory"]["limit"]),
             "NanoCpus": quota.saturating_mul(1_000_000_000) / period,
+            "Privileged": spec["annotations"][annotation::DEVICES] == "guest",
             "PidsLimit": limit(&resources["pids"]["limit"]),
             "ReadonlyRootfs": spec["root"]["readonly"],
         },

@@ -17,8 +17,8 @@ use crate::quantity::PidsLimit;
 use crate::spec::capabilities::CapabilitySet;
 use crate::spec::seccomp::Seccomp;
 use crate::spec::{
-    self, Absent, Bind, ContainerRequest, Lifecycle, MountFlag, RootAccess, SecurityOption, Terminal, VmSize,
-    VolumeFlag, env,
+    self, Absent, Bind, ContainerRequest, Lifecycle, MountFlag, Privileges, RootAccess, SecurityOption,
+    Terminal, VmSize, VolumeFlag, env,
 };
 use crate::state::{BundleLock, Container, ContainerId, ContainerRecord, Name, State};
 use crate::{paths, terminal};
@@ -44,8 +44,9 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
     let (image_name, command) =
         args.image_and_command.split_first().ok_or_else(|| CliError::NoSuchImage(String::new()))?;
     let name = args.name.as_deref().map(str::parse::<Name>).transpose()?;
-    let capabilities = CapabilitySet::resolve(&args.cap_add, &args.cap_drop)?;
-    let seccomp = seccomp(&args.security_opt)?;
+    let privileges = if args.privileged { Privileges::All } else { Privileges::Usual };
+    let capabilities = capabilities(args, privileges)?;
+    let seccomp = seccomp(&args.security_opt, privileges)?;
     let vm = VmSize::for_limits(args.memory, args.cpus, host_cpus())?;
     let given_signal = args.stop_signal.as_deref().map(spec::signal).transpose()?;
     let environment =
@@ -95,6 +96,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         files: &network::FILES,
         binds: &binds,
         rlimits: &args.ulimit,
+        privileges,
         capabilities,
         security: &args.security_opt,
         seccomp: &seccomp,
@@ -166,12 +168,19 @@ fn check(args: &RunArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The last word counts.
-fn seccomp(options: &[SecurityOption]) -> Result<Seccomp, CliError> {
+/// With every privilege, a name that is none is still an error, and nothing is dropped, as docker has it.
+fn capabilities(args: &RunArgs, privileges: Privileges) -> Result<CapabilitySet, CliError> {
+    let named = CapabilitySet::resolve(&args.cap_add, &args.cap_drop)?;
+    Ok(if privileges == Privileges::All { CapabilitySet::all() } else { named })
+}
+
+/// The last word counts. A profile that is asked for holds with every privilege too.
+fn seccomp(options: &[SecurityOption], privileges: Privileges) -> Result<Seccomp, CliError> {
     /// No profile is longer.
     const PROFILE_MAX: u64 = 1 << 20;
     let chosen = options.iter().rev().find(|option| !matches!(option, SecurityOption::NoNewPrivileges));
     match chosen {
+        None if privileges == Privileges::All => Ok(Seccomp::Unconfined),
         None | Some(SecurityOption::SeccompDefault | SecurityOption::NoNewPrivileges) => Ok(Seccomp::Default),
         Some(SecurityOption::SeccompUnconfined) => Ok(Seccomp::Unconfined),
         Some(SecurityOption::SeccompFile(path)) => {

@@ -92,6 +92,11 @@ fn parse(text: &str) -> Result<Named, UnknownCapability> {
 }
 
 impl CapabilitySet {
+    /// Every capability, whatever else is said: `--privileged`.
+    pub fn all() -> Self {
+        Self(ALL.into_iter().collect())
+    }
+
     /// docker's order: `--cap-add ALL` or the default, minus what is dropped, plus what is added by name. So
     /// `--cap-drop ALL --cap-add CHOWN` is CHOWN alone, and `--cap-add ALL --cap-drop CHOWN` all but CHOWN.
     pub fn resolve(add: &[String], drop: &[String]) -> Result<Self, UnknownCapability> {

@@ -8,10 +8,11 @@ use oci_spec::runtime::{
     LinuxNamespaceType, Mount, MountBuilder,
 };
 
+use super::Privileges;
 use crate::quantity::Bytes;
 
 /// Paths that the container sees as empty.
-pub const MASKED_PATHS: &[&str] = &[
+const MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -27,12 +28,29 @@ pub const MASKED_PATHS: &[&str] = &[
 ];
 
 /// Paths that the container may read.
-pub const READONLY_PATHS: &[&str] =
-    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Paths that the container sees as empty.
+pub fn masked_paths(privileges: Privileges) -> Vec<String> {
+    unless_privileged(privileges, MASKED_PATHS)
+}
+
+/// Paths that the container may only read.
+pub fn readonly_paths(privileges: Privileges) -> Vec<String> {
+    unless_privileged(privileges, READONLY_PATHS)
+}
+
+fn unless_privileged(privileges: Privileges, list: &[&str]) -> Vec<String> {
+    match privileges {
+        Privileges::Usual => list.iter().map(|text| (*text).to_owned()).collect(),
+        Privileges::All => Vec::new(),
+    }
+}
 
 /// The file systems of a container, in mounting order.
-pub fn mounts(shm_size: Bytes) -> Result<Vec<Mount>, OciSpecError> {
+pub fn mounts(shm_size: Bytes, privileges: Privileges) -> Result<Vec<Mount>, OciSpecError> {
     let shm_size = format!("size={}", shm_size.0);
+    let access = if privileges == Privileges::All { "rw" } else { "ro" };
     [
         ("proc", "/proc", "proc", vec!["nosuid", "noexec", "nodev"]),
         ("tmpfs", "/dev", "tmpfs", vec!["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -44,8 +62,8 @@ pub fn mounts(shm_size: Bytes) -> Result<Vec<Mount>, OciSpecError> {
         ),
         ("mqueue", "/dev/mqueue", "mqueue", vec!["nosuid", "noexec", "nodev"]),
         ("shm", "/dev/shm", "tmpfs", vec!["nosuid", "noexec", "nodev", "mode=1777", shm_size.as_str()]),
-        ("sysfs", "/sys", "sysfs", vec!["nosuid", "noexec", "nodev", "ro"]),
-        ("cgroup", "/sys/fs/cgroup", "cgroup", vec!["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        ("sysfs", "/sys", "sysfs", vec!["nosuid", "noexec", "nodev", access]),
+        ("cgroup", "/sys/fs/cgroup", "cgroup", vec!["nosuid", "noexec", "nodev", "relatime", access]),
     ]
     .into_iter()
     .map(|(source, destination, kind, options)| {
@@ -85,8 +103,12 @@ pub fn namespaces(network: Option<&Path>) -> Result<Vec<LinuxNamespace>, OciSpec
 }
 
 /// Device access: nodes may be made, but only the harmless ones used.
-pub fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+pub fn device_rules(privileges: Privileges) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     use LinuxDeviceType::{A, B, C};
+    if privileges == Privileges::All {
+        let all = LinuxDeviceCgroupBuilder::default().allow(true).typ(A).access("rwm").build()?;
+        return Ok(vec![all]);
+    }
     let any = None;
     [
         (false, A, any, any, "rwm"),
@@ -114,11 +136,6 @@ pub fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
         rule.build()
     })
     .collect()
-}
-
-/// Owned strings.
-pub fn strings(list: &[&str]) -> Vec<String> {
-    list.iter().map(|text| (*text).to_owned()).collect()
 }
 
 /// Where the root file system is, relative to the bundle.

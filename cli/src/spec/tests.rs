@@ -38,6 +38,7 @@ fn request<'a>(image: &'a ImageConfiguration, command: &'a [String]) -> Containe
         files: &[],
         binds: &[],
         rlimits: &[],
+        privileges: Privileges::Usual,
         capabilities: CapabilitySet::resolve(&[], &[]).unwrap(),
         security: &[],
         seccomp: &Seccomp::Default,
@@ -122,6 +123,31 @@ fn every_flag_has_its_place() {
         spec["mounts"].as_array().unwrap().iter().filter(|m| m["destination"] == "/dev/shm").collect();
     assert_eq!(shm.len(), 1, "a tmpfs takes the place of a default mount");
     assert!(shm[0]["options"].as_array().unwrap().contains(&"size=2m".into()));
+}
+
+#[test]
+fn with_every_privilege_nothing_is_hidden_or_read_only() {
+    let image = image(r#"{"Cmd":["x"]}"#);
+    let mut request = request(&image, &[]);
+    request.privileges = Privileges::All;
+    request.capabilities = CapabilitySet::all();
+    request.seccomp = &Seccomp::Unconfined;
+    let spec = json(&container(&request).unwrap());
+    let linux = &spec["linux"];
+    assert_eq!(linux["maskedPaths"], serde_json::json!([]));
+    assert_eq!(linux["readonlyPaths"], serde_json::json!([]));
+    assert_eq!(linux.get("seccomp"), None);
+    let rules = serde_json::json!([{"allow": true, "type": "a", "access": "rwm"}]);
+    assert_eq!(linux["resources"]["devices"], rules);
+    // The guest's own are added in the guest.
+    assert_eq!(linux.get("devices"), None);
+    assert_eq!(spec["annotations"]["dev.hull.devices"], "guest");
+    for set in ["bounding", "effective", "permitted"] {
+        assert_eq!(spec["process"]["capabilities"][set].as_array().unwrap().len(), 41, "{set}");
+    }
+    assert_eq!(spec["process"]["noNewPrivileges"], false);
+    let read_only = |mount: &&serde_json::Value| mount["options"].as_array().unwrap().contains(&"ro".into());
+    assert_eq!(spec["mounts"].as_array().unwrap().iter().find(read_only), None);
 }
 
 #[test]

@@ -302,6 +302,7 @@ async fn prepare_init(
         stdio: Some(init.agent_stdio()).into(),
         seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
         namespaces: Some(config.namespaces.clone()).into(),
+        device_nodes: config.device_nodes.into(),
         ..CreateContainerRequest::default()
     };
     let pid = vm.agent.create_container(&request).await.map_err(super::AgentError::about_the_program)?;

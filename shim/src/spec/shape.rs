@@ -1,8 +1,9 @@
 //! How large a VM a container asks for: by annotation, else from its limits, else the default. A sandbox's limits are those
-//! of its pod, which containerd's CRI plugin writes as annotations.
+//! of its pod, which containerd's CRI plugin writes as annotations. And what else Hull's own annotations say.
 
 use std::str::FromStr;
 
+use hull_protocol::agent::api::agent::DeviceNodes;
 use oci_spec::runtime::{LinuxCpu, Spec};
 
 use super::{Role, SpecError};
@@ -52,6 +53,17 @@ pub fn lifecycle(spec: &Spec) -> Result<Lifecycle, SpecError> {
     annotation(spec, annotation::LIFECYCLE).map_or(Ok(Lifecycle::default()), |value| {
         parse(annotation::LIFECYCLE, value, "one of managed, keep, remove", |_| true)
     })
+}
+
+/// Which device nodes the container has.
+pub fn device_nodes(spec: &Spec) -> Result<DeviceNodes, SpecError> {
+    match annotation(spec, annotation::DEVICES) {
+        None => Ok(DeviceNodes::OF_SPEC),
+        Some("guest") => Ok(DeviceNodes::OF_GUEST),
+        Some(value) => {
+            Err(SpecError::Annotation { name: annotation::DEVICES, value: value.to_owned(), wanted: "guest" })
+        }
+    }
 }
 
 fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
@@ -124,6 +136,18 @@ mod tests {
 
     fn spec(json: &str) -> Spec {
         serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn the_device_nodes_are_those_of_the_spec_or_of_the_guest() {
+        let of = |json: &str| device_nodes(&spec(json));
+        assert_eq!(of(r#"{"ociVersion":"1.0.2"}"#).unwrap(), DeviceNodes::OF_SPEC);
+        let annotated = |value: &str| {
+            of(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"dev.hull.devices":"{value}"}}}}"#))
+        };
+        assert_eq!(annotated("guest").unwrap(), DeviceNodes::OF_GUEST);
+        let error = annotated("host").unwrap_err();
+        assert_eq!(error.to_string(), r#"annotation dev.hull.devices: "host" is not guest"#);
     }
 
     #[test]

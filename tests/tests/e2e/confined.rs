@@ -52,3 +52,42 @@ fn a_node_of_the_vms_disk_cannot_be_opened() {
     assert!(said.err.contains("can't open 'disk': Operation not permitted"), "{said:?}");
     hull.left_nothing();
 }
+
+/// As docker's users expect it, but for the devices: those are the VM's.
+#[test]
+fn a_privileged_container_owns_its_vm() {
+    let hull = Hull::new();
+    let script = "set -e
+        grep -E '^(CapEff|CapBnd|Seccomp):' /proc/self/status | tr -d '\\t'
+        mkdir /m; mount -t tmpfs none /m; echo mounted
+        echo 1 > /proc/sys/vm/overcommit_memory; cat /proc/sys/vm/overcommit_memory
+        grep -cE '^[^ ]+ (/sys|/sys/fs/cgroup) [^ ]+ rw' /proc/mounts
+        mkdir /sys/fs/cgroup/below; rmdir /sys/fs/cgroup/below
+        # Its own root file system's disk, byte by byte: the first superblock of EROFS.
+        dd if=/dev/vda bs=1 skip=1024 count=4 2> /dev/null | od -An -tx1
+        ls -d /dev/kmsg /dev/console /dev/ptmx
+        ls -d /dev/kvm 2> /dev/null || echo no kvm";
+    let id = hull.detached(&["--privileged"], "busybox", &["sleep", "1000"]);
+    let said = hull.run(["exec", &id, "sh", "-c", script]);
+    let expected = "CapEff:000001ffffffffff\nCapBnd:000001ffffffffff\nSeccomp:0\nmounted\n1\n2\n e2 e1 f5 e0\n\
+                    /dev/console\n/dev/kmsg\n/dev/ptmx\nno kvm\n";
+    assert_eq!((said.code, said.out.as_str()), (0, expected), "{said:?}");
+    assert_eq!(hull.inspect(&id)["HostConfig"]["Privileged"], true);
+    // The image itself cannot be written, whoever asks: the disk is read-only where it comes from.
+    let said = hull.run(["exec", &id, "sh", "-c", "echo x > /dev/vda"]);
+    assert!(said.code != 0 && said.err.contains("not permitted"), "{said:?}");
+    // Every device that the guest has, and no other.
+    let here =
+        "ls /sys/dev/char /sys/dev/block | grep -c :; find /dev -type c -o -type b | grep -vc '^/dev/pts/'";
+    let said = hull.ok(["exec", &id, "sh", "-c", here]);
+    let counts: Vec<u32> = said.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(counts[0] > 10 && counts[1] <= counts[0] && counts[1] + 4 >= counts[0], "{counts:?}");
+    hull.ok(["rm", "-f", &id]);
+    // What docker lets one say beside it: a profile holds, a user is no root; what is dropped is not.
+    let busybox = image("busybox");
+    let options = ["--privileged", "--cap-drop", "ALL", "-u", "1000", "--security-opt", "seccomp=builtin"];
+    let script = "grep -E '^(CapEff|CapBnd|Seccomp):' /proc/self/status | tr -d '\\t'";
+    let said = hull.ok([&["run", "--rm"], &options[..], &[busybox.as_str(), "sh", "-c", script]].concat());
+    assert_eq!(said, "CapEff:0000000000000000\nCapBnd:000001ffffffffff\nSeccomp:2\n");
+    hull.left_nothing();
+}
