@@ -5,6 +5,9 @@
 mod guest;
 
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use guest::{Guest, refusal, spec, with_guest};
 use hull_protocol::agent::StreamKind;
@@ -138,4 +141,123 @@ fn an_image_cannot_redirect_what_is_written_to_procfs() {
         }
         guest
     });
+}
+
+/// CVE-2021-30465, CVE-2019-19921: while a container is made, another one with the same volume swaps a directory for a link, as
+/// fast as the kernel can. Whatever comes of the container, nothing is made or mounted outside of its root.
+#[test]
+fn a_link_that_is_swapped_in_leads_no_mount_out_of_the_root() {
+    const ROUNDS: usize = 300;
+    with_guest(|guest| async {
+        let outside = tempfile::tempdir().unwrap();
+        let victim = outside.path().join("victim");
+        std::fs::create_dir(&victim).unwrap();
+        std::fs::write(victim.join("file"), "as it was\n").unwrap();
+        let volume = guest.disk().parent().unwrap().join("volumes/0");
+        std::fs::create_dir_all(&volume).unwrap();
+        let agents = format!("/proc/{}/mountinfo", guest.agent_pid());
+        // Not those that the machine makes meanwhile.
+        let place = guest.directory.path().display().to_string();
+        let mounts_of_the_agent = || {
+            let text = std::fs::read_to_string(&agents).unwrap();
+            text.lines().filter(|line| line.contains(&place) || line.contains("victim")).count()
+        };
+        // The first use mounts the volumes.
+        guest.run(&in_a_volume()).await;
+        let (before, mounts_before) = (guest.footprint(), mounts_of_the_agent());
+
+        let up = "../".repeat(20);
+        let targets = [
+            victim.display().to_string(),
+            format!("{up}{}", victim.display()),
+            format!("/proc/self/fd/../../../..{}", victim.display()),
+            "/proc/1/root/tmp".to_owned(),
+        ];
+        let (mut made, mut refused) = (0, 0);
+        for target in targets {
+            let names = ["dir/sub", "link"].map(|name| volume.join(name));
+            for name in &names {
+                let _ = std::fs::remove_dir_all(name).or_else(|_| std::fs::remove_file(name));
+            }
+            std::fs::create_dir_all(&names[0]).unwrap();
+            symlink(&target, &names[1]).unwrap();
+            let swapping = Swapping::start(names);
+            for _ in 0..ROUNDS / 4 {
+                match guest.create("c", &in_a_volume(), [false; 3]).await {
+                    Ok(_) => {
+                        made += 1;
+                        assert_eq!(mounts_of_the_agent() - mounts_before, 3, "no mount shows outside");
+                        guest.delete("c").await.unwrap();
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        let (_, message) = refusal::<()>(Err(error));
+                        assert!(
+                            message.contains("/v/dir") || message.contains("default devices"),
+                            "{message}"
+                        );
+                    }
+                }
+                let left: Vec<_> =
+                    std::fs::read_dir(&victim).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                assert_eq!(left, ["file"], "by {target}");
+            }
+            assert!(swapping.stop() > ROUNDS, "the link was hardly swapped");
+        }
+        println!("{made} made, {refused} refused");
+        assert_eq!(std::fs::read_to_string(victim.join("file")).unwrap(), "as it was\n");
+        assert_eq!(mounts_of_the_agent(), mounts_before);
+        let mut after = guest.footprint();
+        after.mounts = before.mounts;
+        assert_eq!(after, before);
+        guest
+    });
+}
+
+/// Mounts, files, nodes, hidden and read-only paths, all below a directory of a volume.
+fn in_a_volume() -> Value {
+    let mut spec = spec(&["true"]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/v", "type": "hull-volume", "source": "0", "options": ["rbind"]}));
+    mounts.push(json!({"destination": "/v/dir/sub/tmpfs/deep", "type": "tmpfs", "options": ["size=1m"]}));
+    mounts.push(
+        json!({"destination": "/v/dir/sub/again", "type": "hull-volume", "source": "0", "options": ["bind"]}),
+    );
+    spec["linux"]["devices"] =
+        json!([{"path": "/v/dir/sub/pipes/pipe", "type": "p", "major": 0, "minor": 0, "uid": 7, "gid": 7}]);
+    spec["linux"]["maskedPaths"] = json!(["/v/dir/sub/file", "/v/dir/sub/again"]);
+    spec["linux"]["readonlyPaths"] = json!(["/v/dir/sub/file", "/v/dir/sub/pipes"]);
+    spec["process"]["cwd"] = json!("/v/dir/sub/cwd/deep");
+    spec
+}
+
+/// A thread that exchanges two names for ever: what a process in a container can do to a volume, without the time that its shell
+/// would take.
+struct Swapping {
+    over: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<usize>,
+}
+
+impl Swapping {
+    fn start([one, other]: [PathBuf; 2]) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = over.clone();
+        let thread = std::thread::spawn(move || {
+            let mut swaps = 0;
+            while !told.load(Ordering::Relaxed) {
+                let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                let here = nix::fcntl::AT_FDCWD;
+                nix::fcntl::renameat2(here, &one, here, &other, flags).unwrap();
+                swaps += 1;
+            }
+            swaps
+        });
+        Self { over, thread }
+    }
+
+    /// How often they were exchanged.
+    fn stop(self) -> usize {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
