@@ -144,10 +144,18 @@ impl Place {
 
     /// A command line to which a program is appended that runs as root on a host whose KVM runs Linux guests.
     fn host(self, timeout_seconds: u32, memory_mib: &str) -> Command {
+        self.host_that_writes(timeout_seconds, memory_mib, None)
+    }
+
+    /// [`Self::host`], where what is written below `folder` stays.
+    fn host_that_writes(self, timeout_seconds: u32, memory_mib: &str, folder: Option<&Path>) -> Command {
         let mut host = Command::new(root().join("tests/host/run"));
         match self {
             Self::Here => host.arg("--native"),
-            Self::Emulated => host.args(["--mem", memory_mib]),
+            Self::Emulated => {
+                host.args(folder.iter().flat_map(|folder| [Path::new("--share"), folder]));
+                host.args(["--mem", memory_mib])
+            }
         };
         host.args(["--timeout", &timeout_seconds.to_string(), "--"]).current_dir(root());
         host
@@ -175,6 +183,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
         "namespaces",
         "network",
         "resources",
+        "robustness",
         "rounds",
         "seccomp",
         "streams",

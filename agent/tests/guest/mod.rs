@@ -16,6 +16,11 @@ use tokio::net::UnixStream;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
 
+/// The agent: `HULL_AGENT`, or the one that was built with the test.
+fn program() -> PathBuf {
+    std::env::var_os("HULL_AGENT").map_or_else(|| env!("CARGO_BIN_EXE_hull-agent").into(), PathBuf::from)
+}
+
 /// Ends with its owner: after a failed test `unshare --kill-child` takes the agent and everything in it along.
 struct AgentProcess(Child);
 
@@ -64,14 +69,9 @@ impl AgentProcess {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("hull-test-{}-{number}", std::process::id());
         let mut agent = Command::new("unshare")
-            .args([
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount-proc",
-                env!("CARGO_BIN_EXE_hull-agent"),
-                "serve",
-            ])
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            .arg(program())
+            .arg("serve")
             .arg(directory.path())
             .arg(directory.path().join("disks"))
             .arg(&cgroup)

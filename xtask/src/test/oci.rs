@@ -2,10 +2,10 @@
 //! neighbours, and the long run.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use super::jobs::{Job, names_of};
-use super::{Place, built, executable};
+use super::{Place, built, executable, fixtures};
 use crate::shell::{Error, cargo, root, run};
 use crate::{build, packages};
 
@@ -25,29 +25,30 @@ pub(super) fn job(place: Place) -> Result<Job, Error> {
     }))
 }
 
-/// Writes the tables of docs/ that those tests check, with the reference's column.
+/// Writes the tables of docs/ that tests check: of the runtime-spec, with the reference's column, and of what root in a container
+/// can do.
 pub fn tables() -> Result<ExitCode, Error> {
     packages::install(&[])?;
     build::all()?;
-    let (binary, checker, docs) = (executable("tests", "oci")?, checker()?, root().join("docs"));
-    let mut host = Command::new(root().join("tests/host/run"));
-    match Place::find()? {
-        Place::Here => host.arg("--native"),
-        Place::Emulated => host.args(["--mem", "3072"]).arg("--share").arg(&docs),
-    };
-    host.args(["--timeout", "1200", "--", "env"]).current_dir(root());
-    host.arg(format!("HULL_CHECKER={}", checker.display()));
-    host.arg(format!("HULL_WRITE_TABLES={}", docs.display()));
-    run(host.arg(binary).args(["--test-threads", "1", "--nocapture"]))?;
+    fixtures()?;
+    let (place, checker, docs) = (Place::find()?, checker()?, root().join("docs"));
+    for (test, filter) in [("oci", "table::"), ("e2e", "hostile::what")] {
+        let mut host = place.host_that_writes(1200, "5000", Some(&docs));
+        host.env("HULL_CHECKER", &checker).env("HULL_WRITE_TABLES", &docs);
+        host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
+        run(host.arg(executable("tests", test)?).args(["--test-threads", "1", "--nocapture", filter]))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Thousands of containers, one after the other, from one agent.
+/// Thousands of containers, one after the other, from one agent, the one that is shipped.
 pub fn soak() -> Result<ExitCode, Error> {
     packages::install(&[])?;
+    build::all()?;
     let binary = executable("agent", "rounds")?;
     let mut host = Place::find()?.host(7200, "2048");
-    run(host.arg("env").arg(format!("HULL_ROUNDS={ROUNDS}")).arg(binary).arg("--nocapture"))?;
+    host.env("HULL_ROUNDS", ROUNDS.to_string()).env("HULL_AGENT", build::target().join("release/hull-agent"));
+    run(host.arg(binary).arg("--nocapture"))?;
     Ok(ExitCode::SUCCESS)
 }
 
