@@ -6,6 +6,7 @@
 // A test that cannot go on is a test that failed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod attempts;
 pub mod containerd;
 pub mod craft;
 pub mod cri;

@@ -4,6 +4,7 @@
 //! Static and without libraries, so that it runs in an empty root file system. It judges nothing: expectations are the
 //! tests'. It must not change what it reports before it has reported it, so the report is made before the first probe.
 
+mod disk;
 mod json;
 mod probe;
 mod report;

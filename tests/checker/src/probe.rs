@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::disk;
 use crate::json::{Json, list, string};
 use crate::report;
 
@@ -52,12 +53,13 @@ pub fn probe(word: &str) -> Json {
         }
         // `mknod:PATH=TYPE,MAJOR,MINOR`
         "mknod" => done(mknod(operand)),
-        // `mount:TYPE=TARGET`
+        // `mount:TYPE=TARGET` or `mount:TYPE@SOURCE=TARGET`
         "mount" => {
-            let (kind, target) = operand.split_once('=').unwrap_or((operand, "/mnt"));
-            done(mount(kind, target, 0))
+            let (what, target) = operand.split_once('=').unwrap_or((operand, "/mnt"));
+            let (kind, source) = what.split_once('@').unwrap_or((what, "none"));
+            done(mount(kind, source, target, 0))
         }
-        "remount-write" => done(mount("", operand, libc::MS_REMOUNT | libc::MS_BIND)),
+        "remount-write" => done(mount("", "none", operand, libc::MS_REMOUNT | libc::MS_BIND)),
         "unmount" => done(unmount(operand)),
         // `socket:FAMILY,TYPE`
         "socket" => done(socket(operand)),
@@ -76,6 +78,14 @@ pub fn probe(word: &str) -> Json {
         "vsock-listen" => done(vsock_listen(operand)),
         // The program of another process, which it ends.
         "seize" => seize(),
+        // The operand is a disk's name in sysfs.
+        "disk" => done(disk::read(operand)),
+        "disk-write" => done(disk::write(operand)),
+        "cgroup-root" => done(apart(cgroup_root)),
+        "trace" => done(operand.parse().map_err(io::Error::other).and_then(|pid: i32| {
+            // SAFETY: integers; what is seized ends being traced with this process.
+            check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) })
+        })),
         "iopl" => done(check(
             // SAFETY: an integer.
             unsafe { libc::iopl(3) }.into(),
@@ -114,7 +124,7 @@ fn apart(attempt: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn check(result: i64) -> io::Result<()> {
+pub fn check(result: i64) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -122,7 +132,7 @@ fn c(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-fn open(path: &str, flags: i32) -> io::Result<()> {
+pub fn open(path: &str, flags: i32) -> io::Result<()> {
     // SAFETY: a NUL-terminated path that outlives the call; the descriptor is closed at once.
     unsafe {
         let fd = libc::open(c(path).as_ptr(), flags | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -140,7 +150,7 @@ fn open(path: &str, flags: i32) -> io::Result<()> {
     }
 }
 
-fn mknod(operand: &str) -> io::Result<()> {
+pub fn mknod(operand: &str) -> io::Result<()> {
     let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
     let (path, device) = operand.split_once('=').ok_or_else(wrong)?;
     let parts: Vec<&str> = device.split(',').collect();
@@ -152,19 +162,43 @@ fn mknod(operand: &str) -> io::Result<()> {
     check(unsafe { libc::mknod(c(path).as_ptr(), kind | 0o600, device) }.into())
 }
 
-fn mount(kind: &str, target: &str, flags: u64) -> io::Result<()> {
+fn mount(kind: &str, source: &str, target: &str, flags: u64) -> io::Result<()> {
+    let (kind, source, target) = (c(kind), c(source), c(target));
     // SAFETY: NUL-terminated strings that outlive the call.
     check(
-        unsafe {
-            libc::mount(c"none".as_ptr(), c(target).as_ptr(), c(kind).as_ptr(), flags, std::ptr::null())
-        }
-        .into(),
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) }
+            .into(),
     )
 }
 
 fn unmount(target: &str) -> io::Result<()> {
     // SAFETY: a NUL-terminated path that outlives the call.
     check(unsafe { libc::umount2(c(target).as_ptr(), libc::MNT_DETACH) }.into())
+}
+
+/// The root of the hierarchy, above the cgroup namespace: kernfs gives it the handle 1 (name_to_handle_at(2)).
+fn cgroup_root() -> io::Result<()> {
+    const FILEID_KERNFS: i32 = 0xfe;
+    #[repr(C)]
+    struct Handle {
+        size: u32,
+        kind: i32,
+        id: [u8; 8],
+    }
+    let handle = Handle { size: 8, kind: FILEID_KERNFS, id: 1u64.to_ne_bytes() };
+    let hierarchy = fs::File::open("/sys/fs/cgroup")?;
+    // SAFETY: a descriptor that is open, and a handle of the size that it says.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            hierarchy.as_raw_fd(),
+            &raw const handle,
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        )
+    };
+    check(fd)?;
+    // The agent's own cgroup is there, or the host's.
+    fs::File::open(format!("/proc/self/fd/{fd}/cgroup.procs")).map(drop)
 }
 
 fn socket(operand: &str) -> io::Result<()> {

@@ -1,72 +1,11 @@
-//! What root in a container tries, and what comes of it: docker's default container, and its `--privileged` one.
-//!
-//! The table of docs/security.md. Only attempts that do no harm where they succeed: some hosts of these tests are real.
+//! What root in a container of the agent's command line tries, beside runc: docker's default container, and its `--privileged` one.
 
 use std::process::Stdio;
 
-use hull_tests::document::{self, Section, outcome};
+use hull_tests::attempts::{self, ON_THE_KERNEL};
+use hull_tests::document::outcome;
 use hull_tests::oci::{Bundle, Runtime, all_capabilities, default_config, default_seccomp, merge};
 use serde_json::{Value, json};
-
-const DOCUMENT: &str = "docs/security.md";
-
-/// One attempt: what it is, in words, the probe, and what stands in the way.
-type Attempt = (&'static str, &'static str, &'static str);
-
-const ATTEMPTS: [Attempt; 44] = [
-    ("find a descriptor of the agent's", "stat:/proc/self/fd/3", "none is left open"),
-    ("set a parameter of the kernel", "open-write:/proc/sys/kernel/core_pattern", "read-only /proc/sys"),
-    ("... of its memory management", "open-write:/proc/sys/vm/panic_on_oom", "read-only /proc/sys"),
-    ("... of its modules", "open-write:/proc/sys/kernel/modprobe", "read-only /proc/sys"),
-    ("... of an interrupt", "open-write:/proc/irq/default_smp_affinity", "read-only /proc/irq"),
-    ("press a magic key", "open-write:/proc/sysrq-trigger", "read-only path"),
-    ("read the kernel's memory", "peek:/proc/kcore", "masked path: it reads as empty"),
-    ("write to sysfs", "open-write:/sys/kernel/profiling", "read-only sysfs"),
-    ("... make it writable first", "remount-write:/sys", "no CAP_SYS_ADMIN"),
-    ("make /proc/sys writable", "remount-write:/proc/sys", "no CAP_SYS_ADMIN"),
-    ("unmount what makes it read-only", "unmount:/proc/sys", "no CAP_SYS_ADMIN"),
-    ("unmount what masks a path", "unmount:/proc/keys", "no CAP_SYS_ADMIN"),
-    ("mount a second procfs", "mount:proc=/mnt", "no CAP_SYS_ADMIN"),
-    ("mount a tmpfs", "mount:tmpfs=/mnt", "no CAP_SYS_ADMIN"),
-    ("mount the cgroup hierarchy", "mount:cgroup2=/mnt", "no CAP_SYS_ADMIN"),
-    ("make a child cgroup", "mkdir:/sys/fs/cgroup/below", "read-only cgroupfs"),
-    ("raise its own memory limit", "open-write:/sys/fs/cgroup/memory.max", "read-only cgroupfs"),
-    (
-        "leave its cgroup upwards",
-        "open-write:/sys/fs/cgroup/../cgroup.procs",
-        "a cgroup namespace: there is nothing above",
-    ),
-    ("make the node of the memory device", "mknod:/tmp/mem=c,1,1", "nothing: CAP_MKNOD is docker's default"),
-    ("... and read it", "open:/tmp/mem", "device filter"),
-    ("make the node of the kernel's log", "mknod:/tmp/kmsg=c,1,11", "nothing"),
-    ("... and write to it", "open-write:/tmp/kmsg", "device filter"),
-    ("make the node of a disk", "mknod:/tmp/disk=b,7,0", "nothing"),
-    ("... and read it", "open:/tmp/disk", "device filter"),
-    ("make a namespace of users", "unshare:user", "docker's filter"),
-    ("make a mount namespace", "unshare:mount", "no CAP_SYS_ADMIN, docker's filter"),
-    ("leave by chroot", "chroot-escape", "the root was pivoted into: there is nothing above"),
-    ("open a file by its handle", "syscall:304", "no CAP_DAC_READ_SEARCH, docker's filter"),
-    ("load a BPF program", "syscall:321", "docker's filter"),
-    ("load a module", "syscall:175", "no CAP_SYS_MODULE, docker's filter"),
-    ("open a performance counter", "syscall:298", "docker's filter"),
-    ("use the kernel's keys", "syscall:250", "docker's filter"),
-    ("handle page faults of others", "syscall:323", "docker's filter"),
-    ("reboot", "syscall:169", "no CAP_SYS_BOOT, docker's filter"),
-    ("use I/O ports", "iopl", "no CAP_SYS_RAWIO, docker's filter"),
-    ("set the clock", "syscall:164", "no CAP_SYS_TIME, docker's filter"),
-    ("make a vsock socket", "socket:40,1", "docker's filter"),
-    (
-        "make a raw packet socket",
-        "socket:17,3",
-        "nothing: CAP_NET_RAW is docker's default, on its own network",
-    ),
-    ("make a socket of the kernel's ciphers", "socket:38,5", "nothing: docker's filter lets it pass"),
-    ("see processes outside", "open:/proc/2/status", "its own process ids"),
-    ("signal processes outside", "kill:2", "its own process ids"),
-    ("write to the program that runs", "open-write:/proc/self/exe", "it is busy"),
-    ("join the namespaces of init's parent", "open:/proc/0/ns/mnt", "its own process ids"),
-    ("read another container's files", "list:/run/hull", "its own root"),
-];
 
 /// docker's `--privileged`, without the host's devices.
 fn privileged() -> Value {
@@ -93,11 +32,7 @@ fn default() -> Value {
 }
 
 /// CVE-2019-5736: a process that is run in the container runs `/proc/self/exe`, which is the agent's program, and waits there for root
-/// in the container to write to it.
-const OVERWRITE: (&str, &str) =
-    ("overwrite the agent's program", "it is run from a read-only mount; in a VM it is busy besides");
-
-/// What comes of [`OVERWRITE`].
+/// in the container to write to it. What comes of that.
 fn overwritten(runtime: &Runtime, mut config: Value) -> String {
     let bundle = Bundle::new();
     // What the program reads when it is asked about this container never comes.
@@ -131,33 +66,19 @@ fn overwritten(runtime: &Runtime, mut config: Value) -> String {
 /// What the attempts come to in one container.
 fn tried(runtime: &Runtime, mut config: Value) -> Vec<String> {
     let bundle = Bundle::new();
-    let probes: Vec<&str> = ATTEMPTS.iter().map(|(_, probe, _)| *probe).collect();
-    config["process"]["args"] = std::iter::once("/checker").chain(probes.iter().copied()).collect();
+    config["process"]["args"] = json!(attempts::command(&ON_THE_KERNEL));
     bundle.write(&config);
     let output = runtime.ok(["run", "--bundle", &bundle.path().to_string_lossy(), "hostile"]);
-    let report: Value = serde_json::from_str(&output).unwrap();
-    probes.iter().map(|probe| outcome(&report["probes"][probe])).collect()
+    attempts::outcomes(&serde_json::from_str(&output).unwrap(), &ON_THE_KERNEL)
 }
 
+/// It is run from a read-only mount: nothing else can be written by one who has every privilege and the same kernel.
 #[test]
-fn what_root_in_a_container_can_do_is_what_the_document_says() {
+fn the_agents_program_cannot_be_overwritten() {
     let hull = Runtime::hull();
-    let outcomes = |config: Value| (tried(&hull, config.clone()), overwritten(&hull, config));
-    let ((default, overwritten_by_default), (privileged, overwritten_by_privileged)) =
-        (outcomes(default()), outcomes(privileged()));
-    let mut section = Section::default();
-    for ((words, _, guard), (default, privileged)) in ATTEMPTS.iter().zip(default.into_iter().zip(privileged))
-    {
-        section.rows.push([(*words).to_owned(), default, privileged, (*guard).to_owned()]);
+    for config in [default(), privileged()] {
+        assert_eq!(overwritten(&hull, config), "refused (EROFS)");
     }
-    let (words, guard) = OVERWRITE;
-    section.rows.push([
-        words.to_owned(),
-        overwritten_by_default,
-        overwritten_by_privileged,
-        guard.to_owned(),
-    ]);
-    document::check_or_write(DOCUMENT, "attempts", &section, &[0, 1, 2]);
 }
 
 /// Hull refuses at least what runc refuses, in each of the two containers.
@@ -166,9 +87,9 @@ fn nothing_is_allowed_that_runc_refuses() {
     let (hull, runc) = (Runtime::hull(), Runtime::runc());
     for config in [default(), privileged()] {
         let (ours, theirs) = (tried(&hull, config.clone()), tried(&runc, config));
-        for ((words, probe, _), (ours, theirs)) in ATTEMPTS.iter().zip(ours.iter().zip(&theirs)) {
+        for (attempt, (ours, theirs)) in ON_THE_KERNEL.iter().zip(ours.iter().zip(&theirs)) {
             let weaker = ours == "allowed" && theirs != "allowed";
-            assert!(!weaker, "{words} ({probe}): runc says {theirs}");
+            assert!(!weaker, "{attempt:?}: runc says {theirs}");
         }
     }
 }
