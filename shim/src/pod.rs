@@ -13,6 +13,7 @@ mod hotplug;
 mod jail;
 mod monitor;
 mod network;
+mod relay;
 mod rootfs;
 mod usage;
 mod vm;
@@ -313,7 +314,7 @@ impl Pod {
             }
         };
         if tokio::time::timeout(MEMBERS_DEADLINE, members).await.is_err() {
-            log::warn!("containers of {} outlive their VM", sandbox.id);
+            log::warn!("containers outlive their VM");
         }
         sandbox.end_sandbox(exit).await;
     }
@@ -333,7 +334,7 @@ impl Pod {
             Lifecycle::Managed | Lifecycle::Keep => {}
             Lifecycle::Remove => {
                 if let Err(error) = std::fs::remove_dir_all(&container.bundle) {
-                    log::error!("cannot remove {}: {error}", container.bundle.display());
+                    log::error!(container:% = container.id; "cannot remove {}: {error}", container.bundle.display());
                 }
             }
         }
