@@ -175,7 +175,8 @@ impl Cgroup {
         let error = |source| CgroupError::File { what: "read", file: file.to_owned(), source };
         let name = CString::new(file).map_err(|_| error(Errno::EINVAL))?;
         let fd = sys::path::open_at(directory, &name, libc::O_RDONLY).map_err(error)?;
-        let mut text = String::new();
+        // Longer than most: read at once.
+        let mut text = String::with_capacity(512);
         File::from(fd).take(FILE_MAX).read_to_string(&mut text).map_err(|source| error(errno(&source)))?;
         Ok(text)
     }
@@ -348,18 +349,25 @@ impl Cgroup {
 
     /// Kills what is left, waits until nothing is, and removes the cgroup and those below. Can be repeated.
     pub async fn remove(&self) -> Result<(), CgroupError> {
-        match self.kill() {
-            Ok(()) => {}
-            // Removed before.
-            Err(CgroupError::Missing(_)) => return Ok(()),
-            Err(error) => return Err(error),
+        if self.is_populated() {
+            match self.kill() {
+                Ok(()) => {}
+                // Removed before.
+                Err(CgroupError::Missing(_)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            self.wait_event("populated", "0", "empty").await?;
         }
-        self.wait_event("populated", "0", "empty").await?;
         remove_tree(&self.path).map_err(|source| CgroupError::File {
             what: "remove",
             file: self.path.display().to_string(),
             source: errno(&source),
         })
+    }
+
+    /// Whether there may be a process, here or below.
+    fn is_populated(&self) -> bool {
+        self.read("cgroup.events").map_or(true, |text| stats::field(&text, "populated") != 0)
     }
 
     async fn wait_event(&self, key: &str, value: &str, goal: &'static str) -> Result<(), CgroupError> {
@@ -384,11 +392,17 @@ fn child_directories(path: &Path) -> Vec<PathBuf> {
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
+    let remove = || match std::fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    match remove() {
+        // There are some below.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+        result => return result,
+    }
     for child in child_directories(path) {
         remove_tree(&child)?;
     }
-    match std::fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
+    remove()
 }

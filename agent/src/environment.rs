@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -35,13 +36,15 @@ pub struct Environment {
     /// The agent's own procfs.
     pub proc: OwnedFd,
     /// The null device, on a read-only file system: a process that is given it can change nothing of it.
-    pub null: OwnedFd,
+    pub null: Arc<OwnedFd>,
     /// Path of a file to hide files behind: the null device on a read-only file system.
     pub mask_file: CString,
     /// Path of a directory to hide directories behind: empty and read-only.
     pub mask_directory: CString,
     /// Number of the last capability that this kernel knows.
     pub last_capability: u32,
+    /// The signals that the agent ignores, a bit for each.
+    pub ignored_signals: u64,
     /// Where containers' cgroups are.
     pub cgroups: CgroupParent,
     /// Where disks are.
@@ -77,10 +80,11 @@ impl Environment {
         Ok(Self {
             run: run.join("containers"),
             proc: open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)?,
-            null: open(&mask_file, libc::O_RDWR)?,
+            null: Arc::new(open(&mask_file, libc::O_RDWR)?),
             mask_file,
             mask_directory: c_path(&mask.join("empty")),
             last_capability: last_capability()?,
+            ignored_signals: ignored_signals()?,
             cgroups,
             volumes: Volumes::new(&volumes, &disks),
             shared: SharedTmpfs::new(&shared),
@@ -96,10 +100,11 @@ impl Environment {
         Ok(Self {
             run: PathBuf::new(),
             proc: open(c"/proc", libc::O_PATH | libc::O_DIRECTORY)?,
-            null: open(c"/dev/null", libc::O_RDWR)?,
+            null: Arc::new(open(c"/dev/null", libc::O_RDWR)?),
             mask_file: CString::default(),
             mask_directory: CString::default(),
             last_capability: last_capability()?,
+            ignored_signals: ignored_signals()?,
             cgroups: CgroupParent::existing(PathBuf::new()),
             volumes: Volumes::new(Path::new(""), &disks),
             shared: SharedTmpfs::new(Path::new("")),
@@ -124,6 +129,18 @@ fn last_capability() -> Result<u32, EnvironmentError> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .filter(|last| *last < 64)
+        .ok_or_else(|| EnvironmentError { what: "read", path: FILE.to_owned(), source: Errno::EINVAL })
+}
+
+/// The runtime of the language ignores one, and who started the agent may have had it ignore others; nothing here changes that.
+fn ignored_signals() -> Result<u64, EnvironmentError> {
+    const FILE: &str = "/proc/self/status";
+    std::fs::read_to_string(FILE)
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        })
         .ok_or_else(|| EnvironmentError { what: "read", path: FILE.to_owned(), source: Errno::EINVAL })
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
 
 use crate::launch::UserNamespace;
 use crate::reap::Children;
@@ -99,12 +100,13 @@ pub enum HelperError {
     Process(#[from] std::io::Error),
 }
 
-/// Kills a helper whose work nobody waits for any more.
-struct KillOnDrop(Arc<OwnedFd>);
+/// Kills a helper that has not ended and whose work nobody waits for any more.
+struct KillOnDrop(Option<Arc<OwnedFd>>);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        match process::send_signal(self.0.as_fd(), libc::SIGKILL) {
+        let Some(helper) = &self.0 else { return };
+        match process::send_signal(helper.as_fd(), libc::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => log::error!("cannot kill a helper process: {error}"),
         }
@@ -115,18 +117,19 @@ impl Drop for KillOnDrop {
 pub async fn run(children: &Children, work: &[Work]) -> Result<(), HelperError> {
     let (report, report_child) = socket::message_pair().map_err(std::io::Error::from)?;
     // SAFETY: the child's branch never returns, and the agent has one thread.
-    let (pid, pidfd) = match unsafe { process::clone(0, None) }.map_err(std::io::Error::from)? {
+    let (pid, pidfd) = match unsafe { process::clone_quietly() }.map_err(std::io::Error::from)? {
         Cloned::Child => child(work, &report_child),
         Cloned::Parent(pid, pidfd) => (pid, pidfd),
     };
     children.add(pid);
     drop(report_child);
     let pidfd = Arc::new(pidfd);
-    let _guard = KillOnDrop(pidfd.clone());
+    let mut guard = KillOnDrop(Some(pidfd.clone()));
     let waiting = children.clone();
     // A task of its own, so that the child is reaped even if nobody waits any more.
     let ended = tokio::spawn(async move { waiting.wait(pid, &pidfd).await }).await;
     let ended = ended.map_err(std::io::Error::other)??;
+    guard.0 = None;
     if ended == Ended::Exited(0) {
         return Ok(());
     }
@@ -159,10 +162,7 @@ fn child(work: &[Work], report: &OwnedFd) -> ! {
 
 fn perform(work: &Work) -> nix::Result<()> {
     match work {
-        Work::MakeDirectory { path, mode } => {
-            let here = path::open(c"/", libc::O_PATH | libc::O_DIRECTORY)?;
-            path::make_dir(here.as_fd(), path, *mode)
-        }
+        Work::MakeDirectory { path, mode } => path::make_dir(AT_FDCWD, path, *mode),
         Work::Mount { kind, options, attributes, user, target } => {
             let context = mount::fsopen(kind)?;
             for (key, value) in options {
@@ -170,21 +170,19 @@ fn perform(work: &Work) -> nix::Result<()> {
             }
             let mounted = mount::fsmount(context.as_fd(), *attributes)?;
             map_ids(&mounted, user.as_ref())?;
-            attach(&mounted, target)
+            mount::attach_at(mounted.as_fd(), target)
         }
         Work::Bind { source, target, attributes, user } => {
-            let source = path::open(source, libc::O_PATH | libc::O_DIRECTORY)?;
-            let copy = mount::clone_tree(source.as_fd(), Depth::One)?;
+            let copy = mount::clone_tree_at(source)?;
             let attr = MountAttr { set: *attributes, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
             mount::set_attributes(copy.as_fd(), Depth::One, &attr)?;
             map_ids(&copy, user.as_ref())?;
-            attach(&copy, target)
+            mount::attach_at(copy.as_fd(), target)
         }
         Work::CopyAttributes { from, to } => {
             let stat = path::stat_path(from)?;
-            let to = path::open(to, libc::O_RDONLY | libc::O_DIRECTORY)?;
-            path::change_owner(to.as_fd(), c"", stat.st_uid, Some(stat.st_gid))?;
-            path::change_mode(to.as_fd(), stat.st_mode & 0o7777)
+            path::change_owner(AT_FDCWD, to, stat.st_uid, Some(stat.st_gid))?;
+            path::change_mode_at(AT_FDCWD, to, stat.st_mode & 0o7777)
         }
         Work::Unmount { path } => match mount::unmount(path, libc::UMOUNT_NOFOLLOW) {
             Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
@@ -195,28 +193,20 @@ fn perform(work: &Work) -> nix::Result<()> {
             path::write_control(file.as_fd(), text.as_bytes())
         }
         Work::WriteFile { path, content } => {
-            let here = path::open(c"/", libc::O_PATH | libc::O_DIRECTORY)?;
-            path::make_node(here.as_fd(), path, libc::S_IFREG | 0o644, 0)?;
+            path::make_node(AT_FDCWD, path, libc::S_IFREG | 0o644, 0)?;
             path::write_control(path::open(path, libc::O_WRONLY)?.as_fd(), content)
         }
-        Work::RemoveDirectory { path } => match nix::unistd::unlinkat(
-            nix::fcntl::AT_FDCWD,
-            path.as_c_str(),
-            nix::unistd::UnlinkatFlags::RemoveDir,
-        ) {
-            Err(Errno::ENOENT) => Ok(()),
-            result => result,
-        },
+        Work::RemoveDirectory { path } => {
+            match nix::unistd::unlinkat(AT_FDCWD, path.as_c_str(), nix::unistd::UnlinkatFlags::RemoveDir) {
+                Err(Errno::ENOENT) => Ok(()),
+                result => result,
+            }
+        }
     }
 }
 
 fn map_ids(mounted: &OwnedFd, user: Option<&Arc<UserNamespace>>) -> nix::Result<()> {
     user.map_or(Ok(()), |user| mount::map_ids(mounted.as_fd(), Depth::One, user.fd()))
-}
-
-fn attach(mounted: &OwnedFd, target: &CString) -> nix::Result<()> {
-    let target = path::open(target, libc::O_PATH | libc::O_DIRECTORY)?;
-    mount::attach(mounted.as_fd(), target.as_fd())
 }
 
 fn describe(work: &Work) -> String {

@@ -27,6 +27,7 @@ use crate::rootfs::Rootfs;
 use crate::spec::{
     CapabilitySets, ContainerSpec, IdMap, MountPoint, Origin, ProcessSpec, Rlimit, SeccompFilter,
 };
+use crate::sys::path;
 use crate::sys::process::{self, Cloned, Ended};
 
 use hooks::PlannedHooks;
@@ -103,9 +104,36 @@ struct ProcessPlan<'a> {
     seccomp: Option<&'a SeccompFilter>,
     personality: Option<u64>,
     oom_score_adj: String,
-    stdio: [BorrowedFd<'a>; 3],
+    stdio: [Stream<'a>; 3],
+    /// What the agent ignores, and the process is not to: a bit for each signal.
+    ignored_signals: u64,
     proc: BorrowedFd<'a>,
     channel: BorrowedFd<'a>,
+}
+
+/// A standard stream.
+#[derive(Clone, Copy, Debug)]
+enum Stream<'a> {
+    /// The null device: the container's own is as good.
+    Null(BorrowedFd<'a>),
+    /// Anything else.
+    Own(BorrowedFd<'a>),
+}
+
+impl<'a> Stream<'a> {
+    fn new(fd: BorrowedFd<'a>) -> nix::Result<Self> {
+        let is_null = path::is_char_device(&path::stat(fd)?, 1, 3);
+        Ok(if is_null { Self::Null(fd) } else { Self::Own(fd) })
+    }
+
+    /// Looks once at those that are the same.
+    fn all(stdio: &'a ChildStdio) -> nix::Result<[Self; 3]> {
+        let [input, output, errors] = stdio;
+        let first = Self::new(input.as_fd())?;
+        let second = if Arc::ptr_eq(input, output) { first } else { Self::new(output.as_fd())? };
+        let third = if Arc::ptr_eq(output, errors) { second } else { Self::new(errors.as_fd())? };
+        Ok([first, second, third])
+    }
 }
 
 /// Whose users a process has.
@@ -153,11 +181,6 @@ struct ExecPlan<'a> {
     namespaces: libc::c_int,
 }
 
-/// A list of pointers as execve(2) takes it.
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
-}
-
 impl<'a> ProcessPlan<'a> {
     fn new(
         environment: &'a Environment,
@@ -175,8 +198,8 @@ impl<'a> ProcessPlan<'a> {
             owner,
             user: if user.is_some() { Users::Mapped } else { Users::Guests },
             spec,
-            argv: pointers(&spec.args),
-            envp: pointers(&spec.env),
+            argv: process::pointers(&spec.args),
+            envp: process::pointers(&spec.env),
             program: look_up::Program::new(spec),
             capabilities: spec.capabilities.or(defaults.capabilities).unwrap_or_default(),
             last_capability: environment.last_capability,
@@ -185,7 +208,8 @@ impl<'a> ProcessPlan<'a> {
             seccomp: container.seccomp.as_ref(),
             personality: container.personality,
             oom_score_adj: spec.oom_score_adj.or(defaults.oom_score_adj).unwrap_or(0).to_string(),
-            stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
+            stdio: Stream::all(stdio).map_err(LaunchError::agent("look at a standard stream"))?,
+            ignored_signals: environment.ignored_signals,
             proc: environment.proc.as_fd(),
             channel,
         })
@@ -332,7 +356,7 @@ unsafe fn clone_into(
         return unsafe { process::clone(flags, Some(cgroup.directory())) }
             .map_err(LaunchError::agent("clone the init process"));
     };
-    let own = crate::sys::path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
+    let own = path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
         .map_err(LaunchError::agent("open the agent's pid namespace"))?;
     // Changes where children are born, not where the agent is. Nothing else can run before it is changed back below.
     process::join_namespaces(other, libc::CLONE_NEWPID).map_err(|_| LaunchError::ContainerEnded)?;

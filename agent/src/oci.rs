@@ -19,6 +19,7 @@ mod create;
 mod enter;
 mod foreground;
 mod hooks;
+mod shield;
 mod store;
 
 use std::io::Write;
@@ -108,9 +109,14 @@ pub fn main(words: Vec<String>) -> ExitCode {
         Command::Exec(_) => EXEC_FAILED,
         _ => FAILED,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome =
-        runtime.map_err(OciError::system("start")).and_then(|runtime| runtime.block_on(perform(&invocation)));
+    let shielded = match invocation.command {
+        Command::Create(_) | Command::Run(_) | Command::Exec(_) => shield::raise(),
+        _ => Ok(()),
+    };
+    let outcome = shielded.and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(OciError::system("start"))?.block_on(perform(&invocation))
+    });
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

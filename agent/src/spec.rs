@@ -26,7 +26,7 @@ pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
 pub use hooks::Hook;
 pub use mounts::{Content, Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};
-pub use process::{Console, ProcessSpec, Rlimit};
+pub use process::{Console, Credentials, ProcessSpec, Rlimit};
 pub use resources::{Limits, Missing, Setting};
 pub use scheduling::Scheduling;
 pub use seccomp::SeccompFilter;

@@ -152,9 +152,8 @@ pub struct Prepared {
 
 impl Prepared {
     /// Makes the pipes that `expected` needs; the other streams, and all of them with a terminal, are `null` for the child.
-    pub fn new(expected: Expected, console: Console, null: &OwnedFd) -> io::Result<(Self, ChildStdio)> {
-        let null = Arc::new(null.try_clone()?);
-        let mut child = [null.clone(), null.clone(), null];
+    pub fn new(expected: Expected, console: Console, null: &Arc<OwnedFd>) -> io::Result<(Self, ChildStdio)> {
+        let mut child = [null.clone(), null.clone(), null.clone()];
         let mut prepared = Self { expected, stdin: None, stdout: None, stderr: None };
         if console == Console::Pipes {
             if prepared.expected.stdin.is_some() {

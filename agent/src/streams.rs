@@ -1,9 +1,14 @@
-//! Connections that carry standard streams: each names its stream in one line, is answered, and is handed to the process.
+//! Connections of the host's that carry bytes: each says in one line what it is for, is answered, and is handed to the process
+//! whose stream it is, or joined to a port that some process listens on.
 
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
-use hull_protocol::agent::{STREAM_LINE_MAX, StreamHeader, StreamHeaderError};
+use hull_protocol::agent::{Opening, STREAM_LINE_MAX, StreamHeader, StreamHeaderError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -25,13 +30,21 @@ enum StreamError {
     Header(#[from] StreamHeaderError),
     #[error("{0}")]
     Refused(#[from] Error),
+    #[error("cannot connect to port {port}: {source}")]
+    Port { port: NonZeroU16, source: io::Error },
 }
 
-/// Serves one connection up to the point where the process has it.
+/// What a connection was for, found.
+enum Found {
+    Stream(oneshot::Sender<Attachment>),
+    Port(TcpStream),
+}
+
+/// Serves one connection: a stream's up to the point where the process has it, a port's to its end.
 pub async fn serve(containers: Registry, mut connection: Box<dyn Connection>) {
-    let reserved = timeout(HEADER_DEADLINE, reserve(&containers, &mut connection)).await;
-    let reserved = match reserved {
-        Ok(Ok(reserved)) => reserved,
+    let found = timeout(HEADER_DEADLINE, find(&containers, &mut connection)).await;
+    let (found, early) = match found {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             log::info!("a stream connection was turned away: {error}");
             // The client sees the end of the connection if it cannot see the reason.
@@ -41,10 +54,33 @@ pub async fn serve(containers: Registry, mut connection: Box<dyn Connection>) {
         }
         Err(_) => return log::info!("a stream connection did not say what it is for"),
     };
-    let (slot, early) = reserved;
-    if connection.write_all(b"OK\n").await.is_ok() {
+    if connection.write_all(b"OK\n").await.is_err() {
+        return;
+    }
+    match found {
         // A process that was deleted meanwhile closes the connection by dropping it.
-        let _ = slot.send(Attachment { connection, early });
+        Found::Stream(slot) => drop(slot.send(Attachment { connection, early })),
+        Found::Port(port) => {
+            if let Err(error) = join(connection, &early, port).await {
+                log::debug!("a connection to a port ends: {error}");
+            }
+        }
+    }
+}
+
+/// Carries bytes both ways, each until its end.
+async fn join(mut connection: Box<dyn Connection>, early: &[u8], mut port: TcpStream) -> io::Result<()> {
+    port.write_all(early).await?;
+    tokio::io::copy_bidirectional(&mut connection, &mut port).await.map(drop)
+}
+
+/// Connects to whoever listens on the pod's loopback, or on all addresses.
+async fn connect(port: NonZeroU16) -> io::Result<TcpStream> {
+    let on = |address: IpAddr| TcpStream::connect((address, port.get()));
+    match on(Ipv4Addr::LOCALHOST.into()).await {
+        Ok(stream) => Ok(stream),
+        // The first error tells more: a guest may have no IPv6 at all.
+        Err(first) => on(Ipv6Addr::LOCALHOST.into()).await.map_err(|_| first),
     }
 }
 
@@ -61,17 +97,28 @@ fn refusal(error: &StreamError) -> String {
     text
 }
 
-async fn reserve(
+async fn find(
     containers: &Registry,
     connection: &mut Box<dyn Connection>,
-) -> Result<(oneshot::Sender<Attachment>, Vec<u8>), StreamError> {
+) -> Result<(Found, Vec<u8>), StreamError> {
     let (line, early) = read_line(connection).await?;
-    let header: StreamHeader = line.parse()?;
+    let found = match line.parse()? {
+        Opening::Stream(header) => Found::Stream(reserve(containers, &header).await?),
+        Opening::Port(port) => {
+            Found::Port(connect(port).await.map_err(|source| StreamError::Port { port, source })?)
+        }
+    };
+    Ok((found, early))
+}
+
+async fn reserve(
+    containers: &Registry,
+    header: &StreamHeader,
+) -> Result<oneshot::Sender<Attachment>, StreamError> {
     let id = header.container();
     let name = header.exec().map_or(ProcessName::Init, |exec| ProcessName::Exec(exec.to_owned()));
     let kind = header.kind();
-    let slot = containers.find(id)?.ask(id, |reply| Request::Attach { name, kind, reply }).await?;
-    Ok((slot, early))
+    Ok(containers.find(id)?.ask(id, |reply| Request::Attach { name, kind, reply }).await?)
 }
 
 /// The first line without its newline, and what came after it.

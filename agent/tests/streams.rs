@@ -252,3 +252,39 @@ fn an_exec_can_have_a_terminal() {
         guest
     });
 }
+
+#[test]
+fn a_port_of_the_pod_is_reached_by_its_loopback() {
+    with_guest(|guest| async {
+        let mut server = spec(&["busybox", "nc", "-l", "-p", "7777", "-e", "cat"]);
+        // In the pod's network.
+        let namespaces = server["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        guest.create("c", &server, [false; 3]).await.unwrap();
+        guest.start_process("c", "").await.unwrap();
+        let mut refusals = Vec::new();
+        // It does not say when it listens.
+        while refusals.len() < 500 {
+            match guest.open("port 7777").await {
+                Ok(mut port) => {
+                    port.write_all(b"there and back").await.unwrap();
+                    port.shutdown().await.unwrap();
+                    let mut back = String::new();
+                    port.read_to_string(&mut back).await.unwrap();
+                    assert_eq!(back, "there and back");
+                    break;
+                }
+                Err(refused) => refusals.push(refused),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(refusals.len() < 500, "{:?}", refusals.last());
+        assert_eq!(guest.wait("c", "").await.unwrap().code, 0);
+        for (line, reason) in [("port 7777", "cannot connect to port 7777"), ("port 0", "no such port")] {
+            let refused = guest.open(line).await.unwrap_err();
+            assert!(refused.contains(reason), "{refused}");
+        }
+        guest.delete("c").await.unwrap();
+        guest
+    });
+}

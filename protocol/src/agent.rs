@@ -12,9 +12,9 @@ pub const GUEST_CID: u32 = 3;
 /// Host port to which the agent connects once it is ready. The agent serves ttrpc on that connection.
 pub const CONTROL_PORT: u32 = 1024;
 
-/// Guest port on which the agent accepts standard streams, one connection for each.
+/// Guest port on which the agent accepts standard streams, and connections to TCP ports of the pod: one connection for each.
 ///
-/// The shim sends one line, [`StreamHeader`], and the agent answers `OK\n` or `ERR <reason>\n`. Raw bytes follow.
+/// The shim sends one line, [`Opening`], and the agent answers `OK\n` or `ERR <reason>\n`. Raw bytes follow.
 /// Output ends with a half-close by the agent, input with a half-close by the shim.
 pub const STREAM_PORT: u32 = 1025;
 
@@ -64,4 +64,4 @@ pub mod api {
 
 mod stream;
 
-pub use stream::{StreamHeader, StreamHeaderError, StreamKind, is_valid_id};
+pub use stream::{Opening, StreamHeader, StreamHeaderError, StreamKind, is_valid_id};

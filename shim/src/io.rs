@@ -36,9 +36,6 @@ pub enum StdioError {
     /// A logger takes both outputs or none.
     #[error("standard output and standard error must name the same logger: {0:?} is another address")]
     Loggers(String),
-    /// With a terminal, standard error is part of standard output.
-    #[error("a terminal has no separate standard error: leave it empty")]
-    TerminalStderr,
     /// Neither a fifo nor a file.
     #[error("{path} is no {wanted}", path = path.display())]
     Kind {
@@ -89,9 +86,7 @@ impl StdioError {
     pub fn code(&self) -> Code {
         match self {
             Self::Scheme { .. } => Code::UNIMPLEMENTED,
-            Self::Address(_) | Self::Loggers(_) | Self::TerminalStderr | Self::Kind { .. } => {
-                Code::INVALID_ARGUMENT
-            }
+            Self::Address(_) | Self::Loggers(_) | Self::Kind { .. } => Code::INVALID_ARGUMENT,
             Self::Open { .. }
             | Self::Logger { .. }
             | Self::Attach { .. }

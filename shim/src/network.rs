@@ -15,8 +15,11 @@
 //! | [`scan`] | what is there |
 //! | [`tap`] | a tap beside an interface |
 //! | [`describe`] | the same for the agent |
+//! | [`loopback`] | the ports of the namespace's loopback, for who enters it to reach the pod's |
 
+mod bpf;
 mod describe;
+mod loopback;
 mod namespace;
 mod scan;
 mod tap;
@@ -35,6 +38,7 @@ use hull_protocol::agent::api::agent::ConfigureNetworkRequest;
 use hull_protocol::vmm::{NetworkConfig, NetworkLimits};
 use serde::{Deserialize, Serialize};
 
+pub use loopback::Loopback;
 pub use namespace::Namespace;
 
 use crate::spec::NetworkChoice;

@@ -8,6 +8,7 @@ mod agent;
 mod artifacts;
 mod broker;
 mod create;
+mod forward;
 mod hotplug;
 mod jail;
 mod monitor;
@@ -31,7 +32,7 @@ pub use hotplug::{Attachments, PlugError};
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, OpenRootfs, RootfsError, RootfsNames, RootfsPlan};
 pub use usage::usage_of;
-pub use vm::{Booting, PowerOff, StartError, Vm, VmSpec};
+pub use vm::{Booting, Ports, PowerOff, StartError, Vm, VmSpec};
 
 use crate::config::Config;
 use crate::container::{Container, Ending, Kind, vm_died};

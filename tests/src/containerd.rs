@@ -115,6 +115,14 @@ impl Containerd {
         self.folder.path().join(name)
     }
 
+    /// The first two numbers of its version.
+    pub fn version(&self) -> (u32, u32) {
+        let said = self.ok(["version"]);
+        let version = said.rsplit("Version:").next().unwrap().trim();
+        let mut numbers = version.split('.').map(|number| number.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    }
+
     /// Where its API is served.
     pub fn socket(&self) -> PathBuf {
         self.file("containerd.sock")

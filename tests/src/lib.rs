@@ -10,11 +10,14 @@ pub mod containerd;
 pub mod craft;
 pub mod cri;
 pub mod docker;
+pub mod document;
 pub mod hull;
+pub mod kubelet;
 pub mod leaks;
 pub mod libseccomp;
 pub mod oci;
 pub mod peers;
+pub mod streaming;
 pub mod terminal;
 
 use std::time::{Duration, Instant};

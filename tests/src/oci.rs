@@ -158,7 +158,7 @@ impl Default for Bundle {
 }
 
 /// The checker, linked statically: `make test` builds it and says where.
-fn checker() -> PathBuf {
+pub fn checker() -> PathBuf {
     PathBuf::from(
         std::env::var_os("HULL_CHECKER").expect("HULL_CHECKER names the checker: run by `make test`"),
     )

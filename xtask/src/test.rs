@@ -214,7 +214,7 @@ fn artifacts() -> [(&'static str, PathBuf); 3] {
 /// Each module of the end-to-end tests.
 fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<Vec<Job>, Error> {
     fixtures()?;
-    let binary = executable("tests", "e2e")?;
+    let (binary, checker) = (executable("tests", "e2e")?, oci::checker()?);
     let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in names_of(&binary, filter)? {
         modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
@@ -222,10 +222,12 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<Vec<Job>, Error
     let mut jobs = Vec::new();
     for (module, names) in modules {
         for engine in engines(&module) {
-            let (binary, folder) = (binary.clone(), engine.map(Engine::fetch).transpose()?);
+            let (binary, checker) = (binary.clone(), checker.clone());
+            let folder = engine.map(Engine::fetch).transpose()?;
             let title = engine.map_or(module.clone(), |engine| format!("{module}, {}", engine.suite));
             jobs.push(Job::tests(&format!("end to end: {title}"), names.clone(), move |names| {
                 let mut host = place.beside_a_registry(E2E_SECONDS, "6144");
+                host.env("HULL_CHECKER", &checker);
                 if let Some((engine, folder)) = engine.zip(folder.as_ref()) {
                     host.env(engine.variable, folder);
                 }
@@ -258,7 +260,9 @@ impl Engine {
 fn engines(module: &str) -> Vec<Option<Engine>> {
     let of = |variable, suite| Some(Engine { suite, variable });
     match module {
-        "containerd" => vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")],
+        "containerd" | "cri" | "kubelet" => {
+            vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")]
+        }
         "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],
         _ => vec![None],
     }

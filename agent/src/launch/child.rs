@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at, child as channel};
-use super::{ExecPlan, InitPlan, ProcessPlan, Users, credentials, rootfs};
+use super::{ExecPlan, InitPlan, ProcessPlan, Stream, Users, credentials, rootfs};
 use crate::spec::{Console, Origin};
 use crate::sys::{path, process, socket, terminal};
 
@@ -41,7 +41,7 @@ fn run_init(plan: &mut InitPlan<'_>) -> Result<Infallible, Failure> {
             join(plan).map_err(at(Step::JoinNamespaces, 0))?;
         }
     }
-    isolate().map_err(at(Step::Isolate, 0))?;
+    isolate(plan.process.ignored_signals).map_err(at(Step::Isolate, 0))?;
     // Only now, in the container's cgroup, is that cgroup the root of a new namespace.
     process::unshare(libc::CLONE_NEWCGROUP).map_err(at(Step::CgroupNamespace, 0))?;
     let spec = plan.spec;
@@ -76,7 +76,7 @@ fn join(plan: &InitPlan<'_>) -> nix::Result<()> {
 }
 
 fn run_exec(plan: &ExecPlan<'_>) -> Result<Infallible, Failure> {
-    isolate().map_err(at(Step::Isolate, 0))?;
+    isolate(plan.process.ignored_signals).map_err(at(Step::Isolate, 0))?;
     own_streams(&plan.process).map_err(at(Step::Stdio, 0))?;
     process::join_namespaces(plan.container, plan.namespaces).map_err(at(Step::JoinNamespaces, 0))?;
     if plan.process.user == Users::Mapped {
@@ -108,10 +108,11 @@ fn enter_time_namespace(plan: &ProcessPlan<'_>, offsets: &[u8]) -> nix::Result<(
     process::join_namespaces(namespace.as_fd(), libc::CLONE_NEWTIME)
 }
 
-/// Out of reach of a container's processes while this one still is a copy of the agent, and out of the agent's session.
-pub fn isolate() -> nix::Result<()> {
+/// Out of reach of a container's processes while this one still is a copy of the agent, which ignores some signals, and out of the
+/// agent's session.
+pub fn isolate(ignored_signals: u64) -> nix::Result<()> {
     process::control(libc::PR_SET_DUMPABLE, 0, 0)?;
-    process::reset_signals()?;
+    process::reset_signals(ignored_signals)?;
     process::set_umask(0);
     process::new_session()?;
     process::new_session_keyring()
@@ -166,8 +167,8 @@ pub fn own_streams(plan: &ProcessPlan<'_>) -> nix::Result<()> {
         return Ok(());
     }
     for stream in plan.stdio {
-        if !path::is_char_device(&path::stat(stream.as_fd())?, 1, 3) {
-            give(stream.as_fd(), plan.owner)?;
+        if let Stream::Own(stream) = stream {
+            give(stream, plan.owner)?;
         }
     }
     Ok(())
@@ -189,15 +190,15 @@ fn set_stdio(plan: &ProcessPlan<'_>, slave: Option<OwnedFd>) -> nix::Result<()> 
         }
         return terminal::make_controlling(slave.as_fd());
     }
+    let has_null = plan.stdio.iter().any(|stream| matches!(stream, Stream::Null(_)));
+    let null = if has_null { own_null() } else { None };
     for (stream, number) in plan.stdio.iter().zip(0..) {
-        let is_null = path::is_char_device(&path::stat(stream.as_fd())?, 1, 3);
-        if is_null {
+        let stream = match stream {
             // The agent's is as good, but its name means nothing in the container.
-            let own = own_null();
-            path::duplicate_to(own.as_ref().map_or(*stream, AsFd::as_fd), number)?;
-        } else {
-            path::duplicate_to(*stream, number)?;
-        }
+            Stream::Null(agents) => null.as_ref().map_or(*agents, AsFd::as_fd),
+            Stream::Own(stream) => *stream,
+        };
+        path::duplicate_to(stream, number)?;
     }
     Ok(())
 }

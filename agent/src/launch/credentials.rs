@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at};
 use super::{ProcessPlan, Users};
-use crate::spec::Scheduling;
+use crate::spec::{Credentials, Scheduling};
 use crate::sys::{path, process, scheduling, seccomp};
 
 const PR_CAPBSET_DROP: libc::c_int = libc::PR_CAPBSET_DROP;
@@ -38,11 +38,7 @@ pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
         Err(Errno::EACCES) => false,
         result => result.map(|()| true).map_err(at(Step::Cwd, 0))?,
     };
-    process::control(libc::PR_SET_KEEPCAPS, 1, 0).map_err(at(Step::Credentials, 0))?;
-    let credentials = &plan.spec.credentials;
-    process::set_ids(credentials.uid, credentials.gid, &credentials.groups)
-        .map_err(at(Step::Credentials, 0))?;
-    process::control(libc::PR_SET_KEEPCAPS, 0, 0).map_err(at(Step::Credentials, 0))?;
+    become_user(&plan.spec.credentials).map_err(at(Step::Credentials, 0))?;
     if !entered {
         process::change_directory(&plan.spec.cwd).map_err(at(Step::Cwd, 0))?;
     }
@@ -58,8 +54,19 @@ pub fn apply(plan: &ProcessPlan<'_>) -> Result<(), Failure> {
     if plan.no_new_privileges {
         process::control(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(at(Step::NoNewPrivileges, 0))?;
     }
-    process::set_umask(credentials.umask);
+    process::set_umask(plan.spec.credentials.umask);
     Ok(())
+}
+
+/// Root becomes the user and keeps its capabilities, of which it loses none as long as it is root.
+fn become_user(credentials: &Credentials) -> nix::Result<()> {
+    let keep = |keep| match credentials.uid {
+        0 => Ok(()),
+        _ => process::control(libc::PR_SET_KEEPCAPS, keep, 0),
+    };
+    keep(1)?;
+    process::set_ids(credentials.uid, credentials.gid, &credentials.groups)?;
+    keep(0)
 }
 
 /// Of a process; 0 is the caller.

@@ -6,7 +6,6 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::channel::{Failure, Step, at};
-use super::pointers;
 use crate::spec::{ContainerSpec, Hook};
 use crate::sys::path;
 use crate::sys::process::{self, Cloned, Ended};
@@ -41,8 +40,11 @@ impl State {
 impl<'a> PlannedHooks<'a> {
     /// Of container `id`, whose directory is `bundle`.
     pub fn new(spec: &'a ContainerSpec, id: &str, bundle: &Path) -> Self {
-        let planned =
-            |hook: &'a Hook| PlannedHook { hook, argv: pointers(&hook.args), envp: pointers(&hook.env) };
+        let planned = |hook: &'a Hook| PlannedHook {
+            hook,
+            argv: process::pointers(&hook.args),
+            envp: process::pointers(&hook.env),
+        };
         let hooks = &spec.hooks;
         Self {
             create_container: hooks.create_container.iter().map(planned).collect(),

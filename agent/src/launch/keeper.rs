@@ -50,6 +50,7 @@ struct Plan<'a> {
     root: &'a std::ffi::CStr,
     channel: BorrowedFd<'a>,
     last_capability: u32,
+    ignored_signals: u64,
 }
 
 /// The process waits at its gate until the agent has it, and ends if the agent goes away before.
@@ -59,6 +60,7 @@ async fn start(environment: &Environment, users: Option<&IdMappings>) -> Result<
         root: &environment.mask_directory,
         channel: child_end.as_fd(),
         last_capability: environment.last_capability,
+        ignored_signals: environment.ignored_signals,
     };
     let user_flag = if users.is_some() { libc::CLONE_NEWUSER } else { 0 };
     let namespaces =
@@ -95,7 +97,7 @@ fn keep(plan: &Plan<'_>) -> ! {
 }
 
 fn run(plan: &Plan<'_>) -> Result<Infallible, Failure> {
-    child::isolate().map_err(at(Step::Isolate, 0))?;
+    child::isolate(plan.ignored_signals).map_err(at(Step::Isolate, 0))?;
     enter_empty_root(plan).map_err(at(Step::Pivot, 0))?;
     for capability in 0..=plan.last_capability {
         process::control(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0)

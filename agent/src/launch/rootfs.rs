@@ -73,7 +73,7 @@ pub fn build(plan: &mut InitPlan<'_>, base: &Base) -> Result<Option<OwnedFd>, Fa
     default_devices(root, &mut plan.provisions).map_err(at(Step::DefaultDevices, 0))?;
     for (index, device) in spec.devices.iter().enumerate() {
         let provided = plan.provisions.devices.get_mut(DEVICES.len() + index).and_then(Option::take);
-        make_device(root, device, provided).map_err(at(Step::Device, index))?;
+        make_device(root, device, provided.as_ref()).map_err(at(Step::Device, index))?;
     }
     if let Some(cwd) = &plan.cwd {
         directory(root, &cwd.steps, Resolve::InRoot).map_err(at(Step::Cwd, 0))?;
@@ -104,7 +104,9 @@ pub fn build(plan: &mut InitPlan<'_>, base: &Base) -> Result<Option<OwnedFd>, Fa
     }
     plan.hooks.before_pivot(plan.process.proc, plan.null)?;
     mount::pivot_into(root.as_fd()).map_err(at(Step::Pivot, 0))?;
-    mount::mount(c"none", c"/", None, spec.propagation).map_err(at(Step::Pivot, 0))?;
+    if spec.propagation != 0 {
+        mount::mount(c"none", c"/", None, spec.propagation).map_err(at(Step::Pivot, 0))?;
+    }
     Ok(slave)
 }
 
@@ -114,14 +116,13 @@ fn mount_one(plan: &mut InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: u
         Source::New(filesystem) => {
             let resolve =
                 if filesystem.needs_real_target() { Resolve::InRootNoSymlinks } else { Resolve::InRoot };
-            let covered = existing(root, spec.target.path()).map_err(at(Step::MountPoint, index))?;
-            let target = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
-            let new = || new_filesystem(filesystem, spec, covered.as_ref());
+            let found = directory(root, &spec.target.steps, resolve).map_err(at(Step::MountPoint, index))?;
+            let new = || new_filesystem(filesystem, spec, found.covered());
             let mounted = provided.map_or_else(new, Ok).map_err(at(Step::Mount, index))?;
-            if let (Content::Copied, Some(covered)) = (filesystem.content, &covered) {
+            if let (Content::Copied, Some(covered)) = (filesystem.content, found.covered()) {
                 fill(&mounted, covered, spec).map_err(at(Step::Mount, index))?;
             }
-            (target, mounted)
+            (found.open(), mounted)
         }
         Source::Volume(_) | Source::Shared(_) | Source::File(_) => {
             let bind = || bound(plan, &shared(plan, &spec.source)?, index);
@@ -142,17 +143,18 @@ fn mount_one(plan: &mut InitPlan<'_>, root: &OwnedFd, spec: &MountSpec, index: u
 }
 
 /// A detached mount of a new file system. A tmpfs has the permissions of the directory that it covers, unless the spec gives others
-/// or there is none, as runc has it.
+/// or there was none, as runc has it.
 pub fn new_filesystem(
     filesystem: &Filesystem,
     spec: &MountSpec,
     covered: Option<&OwnedFd>,
 ) -> nix::Result<OwnedFd> {
     let context = mount::fsopen(&filesystem.kind)?;
-    if let Some(covered) = covered.filter(|_| filesystem.kind.as_c_str() == c"tmpfs") {
+    let has_mode = filesystem.options.iter().any(|(key, _)| key.as_c_str() == c"mode");
+    let takes_mode = filesystem.kind.as_c_str() == c"tmpfs" && !has_mode;
+    if let Some(covered) = covered.filter(|_| takes_mode) {
         let mode = octal(path::stat(covered.as_fd())?.st_mode & 0o7777);
         let mode = CStr::from_bytes_until_nul(&mode).map_err(|_| Errno::EINVAL)?;
-        // An option of the spec's that comes after it counts.
         mount::fsconfig(context.as_fd(), c"mode", Some(mode))?;
     }
     mount::fsconfig(context.as_fd(), c"source", Some(&filesystem.source))?;
@@ -246,42 +248,84 @@ pub fn bound_node(
 /// Where something of this kind can be mounted: a directory on a directory, a file on a file, made if it is missing.
 fn mount_point(root: &OwnedFd, steps: &[CString], kind: libc::mode_t) -> nix::Result<OwnedFd> {
     if kind == libc::S_IFDIR {
-        return directory(root, steps, Resolve::InRoot);
+        return directory(root, steps, Resolve::InRoot).map(Found::open);
     }
     let Some((step, parents)) = steps.split_last() else { return Err(Errno::EINVAL) };
     let open = || path::open_in(root.as_fd(), step, libc::O_PATH, Resolve::InRoot);
     match open() {
         Err(Errno::ENOENT) => {
-            let parent = directory(root, parents, Resolve::InRoot)?;
-            let make = || path::make_node(parent.as_fd(), base_name(step), libc::S_IFREG | 0o644, 0);
-            match make() {
-                // A link to nowhere, as images have it for /etc/resolv.conf: the mount takes its place.
-                Err(Errno::EEXIST) => {
-                    nix::unistd::unlinkat(&parent, base_name(step), nix::unistd::UnlinkatFlags::NoRemoveDir)?;
-                    make()?;
+            in_parent(root, parents, Resolve::InRoot, |parent| {
+                let make = || path::make_node(parent, base_name(step), libc::S_IFREG | 0o644, 0);
+                match make() {
+                    // A link to nowhere, as images have it for /etc/resolv.conf: the mount takes its place.
+                    Err(Errno::EEXIST) => {
+                        nix::unistd::unlinkat(
+                            parent,
+                            base_name(step),
+                            nix::unistd::UnlinkatFlags::NoRemoveDir,
+                        )?;
+                        make()
+                    }
+                    made => made,
                 }
-                made => made?,
-            }
+            })?;
             open()
         }
         opened => opened,
     }
 }
 
-/// The last of `steps`, with every directory on the way made if it is missing.
-fn directory(root: &OwnedFd, steps: &[CString], resolve: Resolve) -> nix::Result<OwnedFd> {
-    let open = |step: &CStr| path::open_in(root.as_fd(), step, libc::O_PATH | libc::O_DIRECTORY, resolve);
-    let mut parent = open(c".")?;
-    for step in steps {
-        parent = match open(step) {
-            Err(Errno::ENOENT) => {
-                path::make_dir(parent.as_fd(), base_name(step), 0o755)?;
-                open(step)?
-            }
-            opened => opened?,
-        };
+/// A directory of the container's tree.
+enum Found {
+    /// It was there.
+    There(OwnedFd),
+    /// It was missing.
+    Made(OwnedFd),
+}
+
+impl Found {
+    /// What a mount covers there, if there was something.
+    fn covered(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::There(directory) => Some(directory),
+            Self::Made(_) => None,
+        }
     }
-    Ok(parent)
+
+    fn open(self) -> OwnedFd {
+        match self {
+            Self::There(directory) | Self::Made(directory) => directory,
+        }
+    }
+}
+
+/// The last of `steps`, made if it is missing, as is every directory on the way.
+fn directory(root: &OwnedFd, steps: &[CString], resolve: Resolve) -> nix::Result<Found> {
+    let (step, parents) = match steps.split_last() {
+        Some((step, parents)) => (step.as_c_str(), parents),
+        None => (c".", steps),
+    };
+    let open = || path::open_in(root.as_fd(), step, libc::O_PATH | libc::O_DIRECTORY, resolve);
+    match open() {
+        Err(Errno::ENOENT) => {
+            in_parent(root, parents, resolve, |parent| path::make_dir(parent, base_name(step), 0o755))?;
+            open().map(Found::Made)
+        }
+        opened => opened.map(Found::There),
+    }
+}
+
+/// Makes something in the last of `steps`, which is the root if there are none.
+fn in_parent(
+    root: &OwnedFd,
+    steps: &[CString],
+    resolve: Resolve,
+    make: impl FnOnce(BorrowedFd<'_>) -> nix::Result<()>,
+) -> nix::Result<()> {
+    if steps.is_empty() {
+        return make(root.as_fd());
+    }
+    make(directory(root, steps, resolve)?.open().as_fd())
 }
 
 /// What follows the last slash.
@@ -345,15 +389,17 @@ fn attach_node(parent: BorrowedFd<'_>, name: &CStr, provided: &OwnedFd) -> nix::
     mount::attach(provided.as_fd(), target.as_fd())
 }
 
-fn make_device(root: &OwnedFd, device: &DeviceNode, provided: Option<OwnedFd>) -> nix::Result<()> {
+fn make_device(root: &OwnedFd, device: &DeviceNode, provided: Option<&OwnedFd>) -> nix::Result<()> {
     let steps = &device.path.steps;
-    let parent = directory(root, &steps[..steps.len().saturating_sub(1)], Resolve::InRoot)?;
+    let parents = &steps[..steps.len().saturating_sub(1)];
     let name = base_name(device.path.path());
-    if let Some(provided) = provided {
-        return attach_node(parent.as_fd(), name, &provided);
-    }
-    node(parent.as_fd(), name, device.mode, device.device)?;
-    path::change_owner(parent.as_fd(), name, device.uid, Some(device.gid))
+    in_parent(root, parents, Resolve::InRoot, |parent| {
+        if let Some(provided) = provided {
+            return attach_node(parent, name, provided);
+        }
+        node(parent, name, device.mode, device.device)?;
+        path::change_owner(parent, name, device.uid, Some(device.gid))
+    })
 }
 
 fn mount_console(root: &OwnedFd, slave: &OwnedFd) -> nix::Result<()> {

@@ -45,7 +45,7 @@ pub struct ContainerSpec {
     pub readonly_paths: Vec<CString>,
     /// Kernel parameters of the container's namespaces.
     pub sysctls: Vec<Sysctl>,
-    /// `MS_SLAVE` and so on for the whole tree.
+    /// `MS_SLAVE` and so on for the root, with `MS_REC` for the whole tree; 0 leaves every mount as its own options made it.
     pub propagation: u64,
     /// Resource limits.
     pub limits: Limits,

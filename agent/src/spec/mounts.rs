@@ -383,10 +383,12 @@ impl Meaning {
     }
 }
 
-/// Propagation of the whole tree, from `linux.rootfsPropagation`.
+/// Propagation of the root or of the whole tree, from `linux.rootfsPropagation`. Where that says nothing, nothing is changed: the
+/// tree is the container's own, and no mount of it propagates but where a mount's own options say so.
 pub(super) fn root_propagation(name: &str) -> Result<u64, SpecError> {
     let flags = match name {
-        "" | "rslave" => libc::MS_SLAVE | libc::MS_REC,
+        "" => 0,
+        "rslave" => libc::MS_SLAVE | libc::MS_REC,
         "slave" => libc::MS_SLAVE,
         "private" => libc::MS_PRIVATE,
         "rprivate" => libc::MS_PRIVATE | libc::MS_REC,

@@ -4,6 +4,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+use nix::fcntl::AT_FDCWD;
+
 use super::{check, owned};
 
 /// `MOUNT_ATTR_RDONLY`.
@@ -107,22 +109,45 @@ pub fn fsmount(context: BorrowedFd<'_>, attrs: u64) -> nix::Result<OwnedFd> {
 
 /// A detached copy of the mount that `fd` is in, rooted at `fd` itself: what a bind mount attaches.
 pub fn clone_tree(fd: BorrowedFd<'_>, depth: Depth) -> nix::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | depth.flag();
-    // SAFETY: an empty NUL-terminated path, which AT_EMPTY_PATH allows.
-    owned(unsafe { libc::syscall(libc::SYS_open_tree, fd.as_raw_fd(), c"".as_ptr(), flags) })
+    open_tree(fd, c"", AT_EMPTY_PATH | depth.flag())
+}
+
+/// The same of the mount alone that a path leads to which the agent itself made or trusts.
+pub fn clone_tree_at(path: &CStr) -> nix::Result<OwnedFd> {
+    open_tree(AT_FDCWD, path, 0)
+}
+
+fn open_tree(directory: BorrowedFd<'_>, path: &CStr, flags: libc::c_uint) -> nix::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | flags;
+    // SAFETY: a NUL-terminated path, empty only with AT_EMPTY_PATH.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), path.as_ptr(), flags) })
 }
 
 /// Attaches the detached mount `mount` on top of the file or directory `target`.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> nix::Result<()> {
-    // SAFETY: two descriptors with empty paths, which the flags allow.
+    move_mount(mount, target, c"", MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+/// Attaches it on top of a path that the agent itself made or trusts.
+pub fn attach_at(mount: BorrowedFd<'_>, target: &CStr) -> nix::Result<()> {
+    move_mount(mount, AT_FDCWD, target, 0)
+}
+
+fn move_mount(
+    mount: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_uint,
+) -> nix::Result<()> {
+    // SAFETY: two descriptors with NUL-terminated paths, empty only where the flags allow it.
     check(unsafe {
         libc::syscall(
             libc::SYS_move_mount,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            target.as_raw_fd(),
-            c"".as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | flags,
         )
     })?;
     Ok(())

@@ -161,6 +161,13 @@ pub fn change_mode(fd: BorrowedFd<'_>, mode: libc::mode_t) -> nix::Result<()> {
     Ok(())
 }
 
+/// fchmodat(2), following links.
+pub fn change_mode_at(directory: BorrowedFd<'_>, name: &CStr, mode: libc::mode_t) -> nix::Result<()> {
+    // SAFETY: a NUL-terminated name.
+    check(libc::c_long::from(unsafe { libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, 0) }))?;
+    Ok(())
+}
+
 /// write(2), all of `data` or an error: for the small control files of procfs and cgroupfs.
 pub fn write_control(fd: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()> {
     // SAFETY: the buffer and its length belong together.
@@ -232,6 +239,16 @@ pub fn filesystem_magic(fd: BorrowedFd<'_>) -> nix::Result<i64> {
         let mut stat = std::mem::zeroed::<libc::statfs>();
         check(libc::c_long::from(libc::fstatfs(fd.as_raw_fd(), &raw mut stat)))?;
         Ok(stat.f_type)
+    }
+}
+
+/// Whether nothing can be written where `fd` is, because of the file system or of the mount (fstatvfs(3)).
+pub fn is_read_only(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    // SAFETY: all-zero bytes are a valid `statvfs`, which the C library then fills.
+    unsafe {
+        let mut stat = std::mem::zeroed::<libc::statvfs>();
+        check(libc::c_long::from(libc::fstatvfs(fd.as_raw_fd(), &raw mut stat)))?;
+        Ok(stat.f_flag & libc::ST_RDONLY != 0)
     }
 }
 

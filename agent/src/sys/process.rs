@@ -1,6 +1,6 @@
 //! Making, joining, signalling and reaping processes, and a process's own credentials.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
@@ -26,6 +26,27 @@ pub enum Cloned {
 /// The child must not return from the function that called this: it has copies of everything that the parent owns, so it
 /// must end in exec or `_exit` without running destructors. The calling process must have one thread.
 pub unsafe fn clone(flags: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> nix::Result<Cloned> {
+    // A sibling's parent is told in the way that the caller's is.
+    let signal = if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD } else { 0 };
+    // SAFETY: the caller's promise.
+    unsafe { clone_with(flags, signal, cgroup) }
+}
+
+/// The same without namespaces, for a child that is waited for by its pidfd: its end raises no signal, and a wait for any child passes
+/// over it.
+///
+/// # Safety
+/// As of [`clone`].
+pub unsafe fn clone_quietly() -> nix::Result<Cloned> {
+    // SAFETY: the caller's promise.
+    unsafe { clone_with(0, 0, None) }
+}
+
+unsafe fn clone_with(
+    flags: libc::c_int,
+    exit_signal: libc::c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> nix::Result<Cloned> {
     const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: libc::c_int = -1;
@@ -33,10 +54,7 @@ pub unsafe fn clone(flags: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> nix::
     let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
     args.flags = u64::from((flags | libc::CLONE_PIDFD).cast_unsigned()) | CLONE_CLEAR_SIGHAND;
     args.pidfd = (&raw mut pidfd) as u64;
-    // A sibling's parent is told in the way that the caller's is.
-    if flags & libc::CLONE_PARENT == 0 {
-        args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    }
+    args.exit_signal = u64::from(exit_signal.cast_unsigned());
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
@@ -128,7 +146,8 @@ pub enum Children<'fd> {
 /// An ended child's pid and how it ended, if one has ended. Never blocks.
 pub fn wait(children: Children<'_>) -> nix::Result<Option<(libc::pid_t, Ended)>> {
     let (kind, id, flags) = match children {
-        Children::Take(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned(), 0),
+        // Also one whose end raises no signal.
+        Children::Take(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned(), libc::__WALL),
         Children::TakePid(pid) => (libc::P_PID, pid.cast_unsigned(), 0),
         Children::TakeAny => (libc::P_ALL, 0, 0),
         Children::Peek => (libc::P_ALL, 0, libc::WNOWAIT),
@@ -202,8 +221,9 @@ pub fn new_session_keyring() -> nix::Result<()> {
     }
 }
 
-/// Unblocks every signal and restores what each does by default: the Rust runtime, and who started it, may ignore some.
-pub fn reset_signals() -> nix::Result<()> {
+/// Unblocks every signal, and restores what those in `ignored` do by default, a bit for each: the Rust runtime, and who started it,
+/// may ignore some. Handlers are gone since the clone.
+pub fn reset_signals(ignored: u64) -> nix::Result<()> {
     // The kernel's `struct sigaction`: handler (SIG_DFL), flags, restorer, mask.
     let default_action = [0u64; 4];
     // SAFETY: raw system calls, because the C library hides two signals; both structures are the kernel's, and SIG_DFL installs
@@ -217,7 +237,7 @@ pub fn reset_signals() -> nix::Result<()> {
             ptr::null_mut::<u64>(),
             SIGNAL_SET_SIZE,
         ))?;
-        for signal in (1..=64).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
+        for signal in (1..=64).filter(|signal| ignored & (1 << (signal - 1)) != 0) {
             check(libc::syscall(
                 libc::SYS_rt_sigaction,
                 signal,
@@ -378,6 +398,34 @@ pub fn check_directory_reachable() -> nix::Result<()> {
     // SAFETY: the buffer and its size belong together.
     check(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) })?;
     if buffer[0] == b'/' { Ok(()) } else { Err(Errno::ENOENT) }
+}
+
+/// A list of pointers as execve(2) takes it.
+pub fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain(std::iter::once(ptr::null())).collect()
+}
+
+/// execveat(2) of an open file. Returns only its failure.
+///
+/// # Safety
+/// As of [`execute`].
+pub unsafe fn execute_file(
+    file: BorrowedFd<'_>,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+) -> Errno {
+    // SAFETY: the caller's promise; an empty path, which the flag allows.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Errno::last()
 }
 
 /// execve(2). Returns only its failure.

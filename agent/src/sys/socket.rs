@@ -9,17 +9,17 @@ pub fn loopback_up() -> nix::Result<()> {
     let socket = owned(libc::c_long::from(unsafe {
         libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
     }))?;
-    // SAFETY: all-zero bytes are a valid `ifreq`; the name fits and stays NUL-terminated; both requests take an `ifreq`, and
-    // `ifru_flags` is the member they use.
+    // SAFETY: all-zero bytes are a valid `ifreq`; the name fits and stays NUL-terminated; the request takes an `ifreq`, and
+    // `ifru_flags` is the member it uses.
     unsafe {
         let mut request = std::mem::zeroed::<libc::ifreq>();
         for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
             *to = from.cast_signed();
         }
-        check(libc::c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request)))?;
         #[allow(clippy::cast_possible_truncation, reason = "IFF_UP is 1 and the kernel's field is a short")]
         let up = libc::IFF_UP as libc::c_short;
-        request.ifr_ifru.ifru_flags |= up;
+        // Of the flags that can be changed, a loopback interface has no other.
+        request.ifr_ifru.ifru_flags = up;
         check(libc::c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request)))?;
     }
     Ok(())

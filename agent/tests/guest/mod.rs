@@ -218,9 +218,13 @@ impl Guest {
 
     /// Attaches a stream, or says why not.
     pub async fn attach(&self, id: &str, exec: Option<&str>, kind: StreamKind) -> Result<UnixStream, String> {
+        self.open(&StreamHeader::new(id, exec, kind).unwrap().to_string()).await
+    }
+
+    /// A connection for what the line says, or why not.
+    pub async fn open(&self, line: &str) -> Result<UnixStream, String> {
         let mut stream = UnixStream::connect(self.directory.path().join("streams.sock")).await.unwrap();
-        let header = StreamHeader::new(id, exec, kind).unwrap();
-        stream.write_all(format!("{header}\n").as_bytes()).await.unwrap();
+        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
         let mut line = Vec::new();
         loop {
             let byte = stream.read_u8().await.unwrap();

@@ -1,6 +1,7 @@
-//! The one line that names a standard stream on [`STREAM_PORT`](super::STREAM_PORT).
+//! The one line that says what a connection to [`STREAM_PORT`](super::STREAM_PORT) is for.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use super::ID_MAX;
@@ -34,6 +35,16 @@ impl StreamKind {
     }
 }
 
+/// What a connection is for: a standard stream, by its [`StreamHeader`], or `port <number>`, a TCP port that a program of the
+/// pod listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A standard stream.
+    Stream(StreamHeader),
+    /// A port, by the guest's loopback: bytes go both ways, each until its half-close.
+    Port(NonZeroU16),
+}
+
 /// Names a stream: `<container> <exec or -> <stdin|stdout|stderr>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
@@ -54,6 +65,9 @@ pub enum StreamHeaderError {
     /// Neither stdin, stdout nor stderr.
     #[error("no such stream: {0:?}")]
     Kind(String),
+    /// Not a number from 1 to 65535.
+    #[error("no such port: {0:?}")]
+    Port(String),
 }
 
 impl StreamHeader {
@@ -107,6 +121,30 @@ impl FromStr for StreamHeader {
     }
 }
 
+impl fmt::Display for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stream(header) => header.fmt(f),
+            Self::Port(port) => write!(f, "port {port}"),
+        }
+    }
+}
+
+impl FromStr for Opening {
+    type Err = StreamHeaderError;
+
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        match line.split_once(' ') {
+            // A stream of a container of this name has a word more.
+            Some(("port", port)) if !port.contains(' ') => {
+                let wrong = |_| StreamHeaderError::Port(port.to_owned());
+                port.parse().map(Self::Port).map_err(wrong)
+            }
+            _ => line.parse().map(Self::Stream),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -131,6 +169,19 @@ mod tests {
         assert_eq!("a - stdin x".parse::<StreamHeader>(), Err(StreamHeaderError::Shape));
     }
 
+    #[test]
+    fn a_port_is_a_number_and_no_container() {
+        let port = |number| Ok(Opening::Port(NonZeroU16::new(number).unwrap()));
+        assert_eq!("port 1".parse(), port(1));
+        assert_eq!("port 65535".parse(), port(65535));
+        for bad in ["0", "65536", "-1", "", "http"] {
+            let error = StreamHeaderError::Port(bad.to_owned());
+            assert_eq!(format!("port {bad}").parse::<Opening>(), Err(error));
+        }
+        let header = StreamHeader::new("port", None, StreamKind::Stdin).unwrap();
+        assert_eq!("port - stdin".parse(), Ok(Opening::Stream(header)));
+    }
+
     proptest! {
         #[test]
         fn a_header_survives_its_line(
@@ -145,10 +196,16 @@ mod tests {
         }
 
         #[test]
-        fn no_line_panics(line in ".*") {
+        fn no_line_panics(line in "(port )?.*") {
             if let Ok(header) = line.parse::<StreamHeader>() {
                 prop_assert_eq!(header.to_string(), line);
             }
+        }
+
+        #[test]
+        fn an_opening_survives_its_line(port in 1..=u16::MAX) {
+            let opening = Opening::Port(NonZeroU16::new(port).unwrap());
+            prop_assert_eq!(opening.to_string().parse::<Opening>().unwrap(), opening);
         }
     }
 }

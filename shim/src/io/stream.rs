@@ -1,10 +1,14 @@
-//! Connections to the agent's standard streams: the monitor's hybrid vsock handshake, then the agent's own.
+//! Connections to the agent's standard streams and to the pod's ports: the monitor's hybrid vsock handshake, then the agent's
+//! own.
 
 use std::io;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hull_protocol::agent::{STREAM_LINE_MAX, STREAM_PORT, StreamHeader, StreamHeaderError, StreamKind};
+use hull_protocol::agent::{
+    Opening, STREAM_LINE_MAX, STREAM_PORT, StreamHeader, StreamHeaderError, StreamKind,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -47,8 +51,17 @@ impl Streams {
         };
         let header = StreamHeader::new(container, exec, kind)
             .map_err(|error: StreamHeaderError| StdioError::Refused { stream, message: error.to_string() })?;
+        self.open(stream, &Opening::Stream(header)).await
+    }
+
+    /// Connects to a TCP port that a program of the pod listens on.
+    pub async fn port(&self, port: NonZeroU16) -> Result<UnixStream, StdioError> {
+        self.open("a connection to a port", &Opening::Port(port)).await
+    }
+
+    async fn open(&self, stream: &'static str, opening: &Opening) -> Result<UnixStream, StdioError> {
         tokio::select! {
-            result = tokio::time::timeout(DEADLINE, shake_hands(&self.socket, &header)) => match result {
+            result = tokio::time::timeout(DEADLINE, shake_hands(&self.socket, opening)) => match result {
                 Ok(Ok(Ok(connection))) => Ok(connection),
                 Ok(Ok(Err(message))) => Err(StdioError::Refused { stream, message }),
                 Ok(Err(source)) => Err(StdioError::Attach { stream, source }),
@@ -60,14 +73,14 @@ impl Streams {
 }
 
 /// `Ok(Err(..))` is a refusal in the other side's words.
-async fn shake_hands(socket: &Path, header: &StreamHeader) -> io::Result<Result<UnixStream, String>> {
+async fn shake_hands(socket: &Path, opening: &Opening) -> io::Result<Result<UnixStream, String>> {
     let mut connection = UnixStream::connect(socket).await?;
     connection.write_all(format!("CONNECT {STREAM_PORT}\n").as_bytes()).await?;
     let answer = read_line(&mut connection).await?;
     if answer.strip_prefix("OK ").is_none_or(|port| port.parse::<u32>().is_err()) {
         return Ok(Err(format!("the monitor answered {:?}", printable(&answer))));
     }
-    connection.write_all(format!("{header}\n").as_bytes()).await?;
+    connection.write_all(format!("{opening}\n").as_bytes()).await?;
     let answer = read_line(&mut connection).await?;
     match answer.strip_prefix("ERR ") {
         None if answer == "OK" => Ok(Ok(connection)),

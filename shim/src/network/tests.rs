@@ -199,3 +199,38 @@ fn what_cannot_be_is_said() {
         assert!(error.starts_with("cannot enter the network namespace: "), "{error}");
     });
 }
+
+#[test]
+fn every_port_of_the_loopback_is_listened_on_and_then_none() {
+    run(async {
+        let namespace = Arc::new(Namespace::fresh().await.unwrap());
+        let connect = |address: &'static str| {
+            namespace.run(move |_| Ok(std::net::TcpStream::connect(address).map_err(|error| error.kind())))
+        };
+        // Docker's name server would be here.
+        let other = |_: &Socket| Ok(std::net::TcpListener::bind("127.0.0.11:53").unwrap());
+        let other = namespace.run(other).await.unwrap();
+        let before = namespace.run(|_| Ok(std::net::TcpListener::bind("127.0.0.1:80").unwrap()));
+        let before = before.await.unwrap();
+
+        let loopback = Loopback::listen(&namespace).await.unwrap();
+        assert_eq!(loopback.len(), 2);
+        for (listener, address) in
+            [(0, "127.0.0.1:80"), (0, "127.0.0.1:1"), (0, "127.0.0.1:65535"), (1, "[::1]:8080")]
+        {
+            let mut client = connect(address).await.unwrap().unwrap();
+            let (mut server, _) = loopback[listener].listener.accept().unwrap();
+            assert_eq!(server.local_addr().unwrap().to_string(), address);
+            client.write_all(b"x").unwrap();
+            server.read_exact(&mut [0]).unwrap();
+        }
+        connect("127.0.0.11:53").await.unwrap().unwrap();
+        other.accept().unwrap();
+        assert_eq!(connect("127.0.0.2:80").await.unwrap().unwrap_err(), io::ErrorKind::ConnectionRefused);
+
+        drop(loopback);
+        assert_eq!(connect("[::1]:8080").await.unwrap().unwrap_err(), io::ErrorKind::ConnectionRefused);
+        connect("127.0.0.1:80").await.unwrap().unwrap();
+        before.accept().unwrap();
+    });
+}

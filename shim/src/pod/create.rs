@@ -9,7 +9,7 @@ use hull_protocol::agent::api::agent::{ContainerRequest, CreateContainerRequest,
 use hull_protocol::agent::is_valid_id;
 
 use super::{
-    Abandon, Abandoned, Booting, BrokerError, Export, PlugError, Pod, PodState, PowerOff, RootfsNames,
+    Abandon, Abandoned, Booting, BrokerError, Export, PlugError, Pod, PodState, Ports, PowerOff, RootfsNames,
     RootfsPlan, Slot, StartError, Vm, VmSpec, start_ticks,
 };
 use crate::container::{Container, Ending, Kind, SandboxEnd, own_record, shim_record, supervise_init};
@@ -154,6 +154,7 @@ impl Pod {
             exports: (!exports.is_empty()).then_some(exports),
             network,
             sysctls,
+            ports: Ports::Own,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             namespace: self.namespace.clone(),
@@ -190,6 +191,7 @@ impl Pod {
             exports: Some(Vec::new()),
             network: document.network()?,
             sysctls: document.take_network_sysctls()?,
+            ports: Ports::Forwarded,
             console: bundle.join(CONSOLE_FILE),
             stream_socket: self.sockets.streams.clone(),
             namespace: self.namespace.clone(),

@@ -193,6 +193,7 @@ mod tests {
                 network: crate::spec::NetworkChoice::Own,
                 hostname: "hotplug".into(),
                 sysctls: std::collections::HashMap::new(),
+                ports: crate::pod::Ports::Own,
             };
             let (_wanted, abandoned) = Abandon::new();
             let config = crate::config::Config::load().unwrap();

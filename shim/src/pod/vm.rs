@@ -20,6 +20,7 @@ use hull_protocol::vmm::{
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use super::forward::Forwarder;
 use super::hotplug::PlugError;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
-use crate::network::{NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
+use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
 use crate::spec::NetworkChoice;
 use crate::undo::{Undo, UndoError, remove_file};
@@ -74,6 +75,17 @@ pub struct VmSpec {
     pub hostname: String,
     /// Kernel parameters of the pod's network.
     pub sysctls: HashMap<String, String>,
+    /// Whether the pod's ports can be reached from its network namespace.
+    pub ports: Ports,
+}
+
+/// Where a pod's ports can be reached, besides by its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Nowhere.
+    Own,
+    /// On the loopback of its network namespace as well, where the host's kernel can do that.
+    Forwarded,
 }
 
 /// Why a VM did not come up.
@@ -198,6 +210,7 @@ struct VmSpecRest {
     namespace: String,
     hostname: String,
     sysctls: HashMap<String, String>,
+    ports: Ports,
     broker: Option<Broker>,
 }
 
@@ -305,7 +318,7 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, .. } = spec;
+        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
         let rest = VmSpecRest {
             boot_timeout,
@@ -315,6 +328,7 @@ impl Booting {
             namespace,
             hostname,
             sysctls,
+            ports,
             broker,
         };
         Ok((monitor, connections, network, rest))
@@ -332,11 +346,17 @@ impl Booting {
 
     /// Boots, and waits for the agent. Everything is undone when that fails.
     pub async fn boot(self, abandoned: &Abandoned) -> Result<Vm, StartError> {
-        let Self { monitor, connections, network, spec, since, undo } = self;
+        let Self { monitor, connections, network, spec, since, mut undo } = self;
+        let streams = Streams::new(spec.stream_socket.clone(), spec.namespace.clone(), monitor.ended());
         let up = async {
             let (agent, boot) = boot(&monitor, connections, &spec, since).await?;
             let network = match network {
-                Some(settled) => Some(hand_over(settled, &monitor, &agent).await?),
+                Some(settled) => {
+                    if spec.ports == Ports::Forwarded {
+                        forward(settled.network.namespace(), streams.clone(), &mut undo).await;
+                    }
+                    Some(hand_over(settled, &monitor, &agent).await?)
+                }
                 None => None,
             };
             Ok::<_, StartError>((agent, boot, network))
@@ -349,7 +369,7 @@ impl Booting {
                 memory_mib: spec.memory_mib,
                 broker: spec.broker,
                 further: AtomicU32::new(0),
-                streams: Streams::new(spec.stream_socket.clone(), spec.namespace, monitor.ended()),
+                streams,
                 monitor,
                 stream_socket: spec.stream_socket,
                 undo: std::sync::Mutex::new(Some(undo)),
@@ -476,6 +496,17 @@ async fn hand_over(settled: Settled, monitor: &Monitor, agent: &Agent) -> Result
         agent.configure_network(&settled.told).await?;
     }
     Ok(Keeper::start(settled, monitor.clone(), agent.clone()).await?)
+}
+
+/// Makes the pod's ports reachable in its network namespace. A pod is worth having without.
+async fn forward(namespace: &Arc<Namespace>, streams: Streams, undo: &mut Undo) {
+    match Forwarder::start(namespace, streams).await {
+        Ok(forwarder) => undo.push("the forwarded ports", async move {
+            forwarder.end().await;
+            Ok(())
+        }),
+        Err(error) => log::warn!("ports of the pod cannot be forwarded: {error}"),
+    }
 }
 
 async fn boot(

@@ -3,7 +3,10 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::json::{Json, list, string};
 use crate::report;
@@ -69,6 +72,10 @@ pub fn probe(word: &str) -> Json {
             check(unsafe { libc::kill(pid, 0) }.into())
         })),
         "allocate" => done(allocate(operand)),
+        // The operand is a port of this machine's own.
+        "vsock-listen" => done(vsock_listen(operand)),
+        // The program of another process, which it ends.
+        "seize" => seize(),
         "iopl" => done(check(
             // SAFETY: an integer.
             unsafe { libc::iopl(3) }.into(),
@@ -81,7 +88,7 @@ pub fn probe(word: &str) -> Json {
             Err(error) => string(&name(&error)),
         },
         "sleep" => {
-            std::thread::sleep(std::time::Duration::from_millis(operand.parse().unwrap_or(0)));
+            std::thread::sleep(Duration::from_millis(operand.parse().unwrap_or(0)));
             string("ok")
         }
         _ => string("no such probe"),
@@ -183,6 +190,60 @@ fn vsock(operand: &str) -> io::Result<()> {
     }
 }
 
+fn vsock_listen(port: &str) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `sockaddr_vm`, whose size is named; the descriptor is closed by the end of the process.
+    unsafe {
+        let socket = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        check(socket.into())?;
+        let mut address = std::mem::zeroed::<libc::sockaddr_vm>();
+        address.svm_family = u16::try_from(libc::AF_VSOCK).unwrap_or(0);
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        address.svm_port = port.parse().map_err(io::Error::other)?;
+        let size = u32::try_from(size_of::<libc::sockaddr_vm>()).unwrap_or(0);
+        check(libc::bind(socket, (&raw const address).cast(), size).into())?;
+        check(libc::listen(socket, 1).into())
+    }
+}
+
+/// As CVE-2019-5736: opens the program of each process that runs another than this one and init, tries to write to it, ends the
+/// process, and tries again. Tells of the one that could be written, or of the last.
+fn seize() -> Json {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let identity = |file: fs::Metadata| (file.dev(), file.ino());
+    let own = ["/proc/self/exe", "/proc/1/exe"].map(|path| fs::metadata(path).map(identity).ok());
+    let mut answer = string("no other program");
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let held = fs::File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+            .open(entry.path().join("exe"));
+        let Ok(held) = held else { continue };
+        if own.contains(&held.metadata().map(identity).ok()) {
+            continue;
+        }
+        let write = || fs::File::options().write(true).open(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let tried = write().or_else(|_| {
+            // SAFETY: two integers.
+            check(unsafe { libc::kill(pid, libc::SIGKILL) }.into())?;
+            // It ends in its own time; and whoever started it may still run the program too, but not for long.
+            for _ in 0..200 {
+                match write() {
+                    Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::sleep(PAUSE),
+                    result => return result,
+                }
+            }
+            write()
+        });
+        let could = tried.is_ok();
+        answer = string(&tried.err().map_or_else(|| "ok".to_owned(), |error| name(&error)));
+        if could {
+            break;
+        }
+    }
+    answer
+}
+
 fn system_call(operand: &str) -> io::Result<()> {
     let number: i64 = operand.parse().map_err(io::Error::other)?;
     // SAFETY: only calls that read nothing through null pointers and end in an error are tried.
@@ -219,7 +280,7 @@ fn chroot_escape() -> io::Result<()> {
     // SAFETY: NUL-terminated paths and a descriptor that is open.
     unsafe {
         check(libc::chroot(c"/tmp/jail".as_ptr()).into())?;
-        check(libc::fchdir(std::os::fd::AsRawFd::as_raw_fd(&outside)).into())?;
+        check(libc::fchdir(outside.as_raw_fd()).into())?;
         for _ in 0..64 {
             check(libc::chdir(c"..".as_ptr()).into())?;
         }
@@ -234,7 +295,7 @@ fn chroot_escape() -> io::Result<()> {
 
 /// The error's name as errno(3) spells it, for those that matter here.
 fn name(error: &io::Error) -> String {
-    const NAMES: [(i32, &str); 31] = [
+    const NAMES: [(i32, &str); 32] = [
         (libc::EPERM, "EPERM"),
         (libc::ENOENT, "ENOENT"),
         (libc::ESRCH, "ESRCH"),
@@ -260,6 +321,7 @@ fn name(error: &io::Error) -> String {
         (libc::ELOOP, "ELOOP"),
         (libc::EOPNOTSUPP, "EOPNOTSUPP"),
         (libc::EAFNOSUPPORT, "EAFNOSUPPORT"),
+        (libc::EADDRINUSE, "EADDRINUSE"),
         (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL"),
         (libc::ENETUNREACH, "ENETUNREACH"),
         (libc::ECONNRESET, "ECONNRESET"),

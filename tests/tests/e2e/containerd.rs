@@ -110,6 +110,32 @@ fn a_disk_is_the_root_file_system() {
 }
 
 #[test]
+fn a_file_is_the_disk_with_the_root_file_system() {
+    let scratch = tempfile::TempDir::with_prefix("hull-e2e-").unwrap();
+    let file = scratch.path().join("scratch");
+    let script = "modprobe loop; truncate -s 64M \"$0\" && mkfs.ext4 -q \"$0\"";
+    let made = std::process::Command::new("sh").args(["-euc", script]).arg(&file).status();
+    assert!(made.unwrap().success());
+    let containerd = Containerd::with(|_| {
+        format!(
+            "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n  scratch_file = \"{}\"\n  fs_type = \"ext4\"\n",
+            file.display()
+        )
+    });
+    let script = "awk '$5 == \"/\"' /proc/self/mountinfo | grep -o ' - ext4'; cat /kept 2>/dev/null; echo kept >/kept; exit 5";
+    let said = containerd.run_container(&["--snapshotter", "blockfile"], "file", &["sh", "-c", script]);
+    if containerd.version() < (1, 7) {
+        assert!(said.code != 0 && said.err.contains("blockfile"), "{said:?}");
+    } else {
+        assert_eq!((said.code, said.out.as_str()), (5, " - ext4\n"), "{said:?}");
+        let said = containerd.run(["task", "start", "file"]);
+        assert_eq!((said.code, said.out.as_str()), (5, " - ext4\nkept\n"), "{said:?}");
+        containerd.ok(["container", "rm", "file"]);
+    }
+    containerd.left_nothing();
+}
+
+#[test]
 fn a_background_container_from_start_to_end() {
     let containerd = Containerd::start();
     let mut events = containerd.events();

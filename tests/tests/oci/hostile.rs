@@ -2,10 +2,11 @@
 //!
 //! The table of docs/security.md. Only attempts that do no harm where they succeed: some hosts of these tests are real.
 
+use std::process::Stdio;
+
+use hull_tests::document::{self, Section, outcome};
 use hull_tests::oci::{Bundle, Runtime, all_capabilities, default_config, default_seccomp, merge};
 use serde_json::{Value, json};
-
-use crate::document::{self, Section};
 
 const DOCUMENT: &str = "docs/security.md";
 
@@ -62,11 +63,7 @@ const ATTEMPTS: [Attempt; 44] = [
     ("make a socket of the kernel's ciphers", "socket:38,5", "nothing: docker's filter lets it pass"),
     ("see processes outside", "open:/proc/2/status", "its own process ids"),
     ("signal processes outside", "kill:2", "its own process ids"),
-    (
-        "write to the program that runs",
-        "open-write:/proc/self/exe",
-        "it is busy; the agent's own is on no path",
-    ),
+    ("write to the program that runs", "open-write:/proc/self/exe", "it is busy"),
     ("join the namespaces of init's parent", "open:/proc/0/ns/mnt", "its own process ids"),
     ("read another container's files", "list:/run/hull", "its own root"),
 ];
@@ -95,6 +92,42 @@ fn default() -> Value {
     config
 }
 
+/// CVE-2019-5736: a process that is run in the container runs `/proc/self/exe`, which is the agent's program, and waits there for root
+/// in the container to write to it.
+const OVERWRITE: (&str, &str) =
+    ("overwrite the agent's program", "it is run from a read-only mount; in a VM it is busy besides");
+
+/// What comes of [`OVERWRITE`].
+fn overwritten(runtime: &Runtime, mut config: Value) -> String {
+    let bundle = Bundle::new();
+    // What the program reads when it is asked about this container never comes.
+    std::fs::create_dir_all(bundle.root().join("asked/for")).unwrap();
+    let file = bundle.root().join("asked/for/state.json");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    config["process"]["args"] = json!(["/checker", "sleep:600000"]);
+    bundle.write(&config);
+    let before = std::fs::read(runtime.program()).unwrap();
+    assert_eq!(runtime.create("hostile", &bundle).code, 0);
+    runtime.ok(["start", "hostile"]);
+    // As long as the runtime itself runs, its program cannot be written by anybody: so it does not stay.
+    let answer = bundle.path().join("answer");
+    let exec = |output: Stdio, words: &[&str]| {
+        let mut command = runtime.command(["exec", "--detach", "hostile"]);
+        let status = command.args(words).stdout(output).stderr(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{words:?}: {status}");
+    };
+    exec(Stdio::null(), &["/proc/self/exe", "--root", "/asked", "state", "for"]);
+    exec(std::fs::File::create(&answer).unwrap().into(), &["/checker", "seize"]);
+    let report: Value = hull_tests::eventually("the checker's report", || {
+        serde_json::from_str(&std::fs::read_to_string(&answer).unwrap()).ok()
+    });
+    runtime.ok(["delete", "--force", "hostile"]);
+    let answer = &report["probes"]["seize"];
+    assert_ne!(answer, "no other program", "the agent's program did not run in the container");
+    assert_eq!(std::fs::read(runtime.program()).unwrap(), before);
+    outcome(answer)
+}
+
 /// What the attempts come to in one container.
 fn tried(runtime: &Runtime, mut config: Value) -> Vec<String> {
     let bundle = Bundle::new();
@@ -106,26 +139,24 @@ fn tried(runtime: &Runtime, mut config: Value) -> Vec<String> {
     probes.iter().map(|probe| outcome(&report["probes"][probe])).collect()
 }
 
-fn outcome(answer: &Value) -> String {
-    match answer.as_str().unwrap_or("ok") {
-        "ok" => "allowed".to_owned(),
-        "nothing" => "refused (empty)".to_owned(),
-        // The call was made with arguments that mean nothing, and got as far as them.
-        "EINVAL" | "EFAULT" | "EBADF" | "ENOEXEC" => "allowed".to_owned(),
-        found if found.starts_with("-> ") => "allowed".to_owned(),
-        error => format!("refused ({error})"),
-    }
-}
-
 #[test]
 fn what_root_in_a_container_can_do_is_what_the_document_says() {
     let hull = Runtime::hull();
-    let (default, privileged) = (tried(&hull, default()), tried(&hull, privileged()));
+    let outcomes = |config: Value| (tried(&hull, config.clone()), overwritten(&hull, config));
+    let ((default, overwritten_by_default), (privileged, overwritten_by_privileged)) =
+        (outcomes(default()), outcomes(privileged()));
     let mut section = Section::default();
     for ((words, _, guard), (default, privileged)) in ATTEMPTS.iter().zip(default.into_iter().zip(privileged))
     {
         section.rows.push([(*words).to_owned(), default, privileged, (*guard).to_owned()]);
     }
+    let (words, guard) = OVERWRITE;
+    section.rows.push([
+        words.to_owned(),
+        overwritten_by_default,
+        overwritten_by_privileged,
+        guard.to_owned(),
+    ]);
     document::check_or_write(DOCUMENT, "attempts", &section, &[0, 1, 2]);
 }
 

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod command_line;
-mod document;
+mod footprint;
 mod hostile;
 mod rows;
 mod table;

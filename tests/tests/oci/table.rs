@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
+use hull_tests::document::{self, Section};
 use hull_tests::oci::{Bundle, Runtime, default_config, merge};
 use serde_json::Value;
 
-use crate::document::{self, Section};
 use crate::rows::{Expect, Row, Through, rows};
 
 const DOCUMENT: &str = "docs/oci.md";

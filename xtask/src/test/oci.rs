@@ -59,7 +59,7 @@ pub fn bench() -> Result<(), Error> {
 }
 
 /// Builds the checker, which runs where there is no library.
-fn checker() -> Result<PathBuf, Error> {
+pub(super) fn checker() -> Result<PathBuf, Error> {
     run(cargo().env("RUSTFLAGS", "-C target-feature=+crt-static").args([
         "build",
         "--quiet",

@@ -119,8 +119,7 @@ fn options() -> Vec<Row> {
             &[],
             vec![Mount("/data", "tmpfs", &["nosymfollow"])],
         ),
-        row("mount options: shared", with_mount(tmpfs(&["shared"])), &[], vec![propagation("shared:")])
-        .remark("the root's propagation, slave unless told otherwise, is set for all of the tree and comes last"),
+        row("mount options: shared", with_mount(tmpfs(&["shared"])), &[], vec![propagation("shared:")]),
         row(
             "mount options: unbindable",
             with_mount(tmpfs(&["unbindable"])),

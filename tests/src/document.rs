@@ -4,9 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 /// The rows below a table's heading.
 #[derive(Debug, Default)]
 pub struct Section {
+    /// Each with its cells.
     pub rows: Vec<[String; 4]>,
 }
 
@@ -49,6 +52,18 @@ pub fn check_or_write(file: &str, name: &str, section: &Section, columns: &[usiz
         "{file} is not what is: `cargo xtask oci-table` writes it anew\n{}",
         differ.join("\n")
     );
+}
+
+/// The checker's answer to an attempt, as a cell.
+pub fn outcome(answer: &Value) -> String {
+    match answer.as_str().unwrap_or("ok") {
+        "ok" => "allowed".to_owned(),
+        "nothing" => "refused (empty)".to_owned(),
+        // The call was made with arguments that mean nothing, and got as far as them.
+        "EINVAL" | "EFAULT" | "EBADF" | "ENOEXEC" => "allowed".to_owned(),
+        found if found.starts_with("-> ") => "allowed".to_owned(),
+        error => format!("refused ({error})"),
+    }
 }
 
 /// What stands before the table, its heading, its rows, and what comes after.
