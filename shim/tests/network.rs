@@ -120,6 +120,47 @@ async fn a_killed_shim_is_cleaned_up_after() {
     pod.assert_nothing_left();
 }
 
+/// Killed while the VM is prepared: the redirections are there, and nobody has been told of a pod.
+#[tokio::test]
+async fn a_shim_killed_in_the_first_steps_of_a_create_is_cleaned_up_after() {
+    let named = Named::new("early");
+    let before = named.links();
+    for step in 0..=8 {
+        let pod = pod_in(&named.path(), &format!("shim@{step}"));
+        if step == 0 {
+            // By the monitor's first act, before it is recorded or just after.
+            support::script(&pod.file("vmm"), "kill -9 $PPID");
+        }
+        let client = pod.connect().await;
+        assert!(soon(client.create(&pod.request)).await.unwrap_err().is_gone(), "step {step}");
+        assert_ne!(named.links(), before, "step {step} comes after the first change");
+        for _ in 0..2 {
+            assert_eq!(pod.shim.delete().unwrap().exit_status, 137);
+            assert_eq!(named.links(), before, "step {step}");
+        }
+        pod.assert_nothing_left();
+    }
+}
+
+/// A late `delete` of one pod leaves the next one's network alone.
+#[tokio::test]
+async fn a_delete_spares_the_next_pod_of_the_namespace() {
+    let named = Named::new("next");
+    let first = pod_in(&named.path(), "");
+    let client = first.connect().await;
+    soon(client.create(&first.request)).await.unwrap();
+    soon(client.shutdown_now("web")).await.unwrap();
+    first.assert_nothing_left();
+    let next = pod_in(&named.path(), "");
+    let client = next.connect().await;
+    soon(client.create(&next.request)).await.unwrap();
+    let links = named.links();
+    first.shim.delete().unwrap();
+    assert_eq!(named.links(), links);
+    soon(client.shutdown_now("web")).await.unwrap();
+    next.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn the_hosts_network_is_refused() {
     for namespaces in [json!([]), json!([{"type": "network", "path": "/proc/self/ns/net"}])] {

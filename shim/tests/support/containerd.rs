@@ -50,8 +50,9 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Listens at a path.
+    /// Listens at a path, where another may have listened before.
     pub fn listen(socket: &Path) -> Self {
+        let _ = std::fs::remove_file(socket);
         let recorder = Recorder::default();
         let (stop, stopped) = oneshot::channel();
         let address = format!("unix://{}", socket.display());
