@@ -14,6 +14,7 @@ mod jail;
 mod journal;
 mod monitor;
 mod network;
+mod relay;
 mod rootfs;
 mod usage;
 mod vm;
@@ -315,7 +316,7 @@ impl Pod {
             }
         };
         if tokio::time::timeout(MEMBERS_DEADLINE, members).await.is_err() {
-            log::warn!("containers of {} outlive their VM", sandbox.id);
+            log::warn!("containers outlive their VM");
         }
         sandbox.end_sandbox(exit).await;
     }
@@ -335,7 +336,7 @@ impl Pod {
             Lifecycle::Managed | Lifecycle::Keep => {}
             Lifecycle::Remove => {
                 if let Err(error) = std::fs::remove_dir_all(&container.bundle) {
-                    log::error!("cannot remove {}: {error}", container.bundle.display());
+                    log::error!(container:% = container.id; "cannot remove {}: {error}", container.bundle.display());
                 }
             }
         }
