@@ -40,17 +40,20 @@ pub enum PodError {
 /// Describes the guest.
 pub fn info() -> api::InfoResponse {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let memory = read("/proc/meminfo");
-    let kib = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let bytes = |path, field: &str| {
+        let kib = read(path)
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or(0).saturating_mul(1024)
+    };
     api::InfoResponse {
         api_version: API_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         online_cpus: std::thread::available_parallelism()
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
-        memory_total_bytes: kib.unwrap_or(0u64).saturating_mul(1024),
+        memory_total_bytes: bytes("/proc/meminfo", "MemTotal:"),
+        agent_resident_bytes: bytes("/proc/self/status", "VmRSS:"),
         ..api::InfoResponse::default()
     }
 }

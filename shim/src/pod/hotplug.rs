@@ -153,6 +153,9 @@ mod tests {
         Disk { config, fds: vec![OwnedFd::from(file)] }
     }
 
+    /// What an agent that does nothing yet may have in memory.
+    const AGENT_RESIDENT_MAX: u64 = 3 << 20;
+
     /// Whether the guest has a disk: a container from it fails for what is on the disk, or because there is none.
     async fn has_disk(vm: &Vm, serial: &str) -> bool {
         let erofs = ErofsDisk { serial: serial.into(), ..ErofsDisk::default() };
@@ -201,11 +204,14 @@ mod tests {
             let journal = Journal::new(folder.path().to_owned(), ShimRecord::default());
             let booting = Booting::prepare(spec, &config, journal, &abandoned).await.unwrap();
             let vm = booting.boot(&abandoned).await.unwrap();
+            let info = InfoRequest { api_version: API_VERSION, ..InfoRequest::default() };
+            let resident = vm.agent.info(&info).await.unwrap().agent_resident_bytes;
+            println!("the idle agent has {} KiB in memory", resident >> 10);
+            assert!((1..=AGENT_RESIDENT_MAX).contains(&resident), "{resident} bytes");
             assert!(has_disk(&vm, "first").await);
             for (count, running) in [(1, 1), (3, 3), (2, 3), (4, 4)] {
                 vm.agent.online_cpus(count).await.unwrap();
-                let request = InfoRequest { api_version: API_VERSION, ..InfoRequest::default() };
-                assert_eq!(vm.agent.info(&request).await.unwrap().online_cpus, running, "{count} asked for");
+                assert_eq!(vm.agent.info(&info).await.unwrap().online_cpus, running, "{count} asked for");
             }
             for count in [0, 5, 33] {
                 let error = vm.agent.online_cpus(count).await.unwrap_err();
