@@ -5,7 +5,7 @@
 mod guest;
 
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -139,6 +139,52 @@ fn an_image_cannot_redirect_what_is_written_to_procfs() {
         for file in bait {
             assert_eq!(std::fs::read_to_string(guest.disk().join(file)).unwrap(), "bait\n");
         }
+        guest
+    });
+}
+
+/// What a container needs to reach others where it can see them, and no path that is hidden or read-only.
+fn privileged(args: &[&str]) -> Value {
+    let mut spec = spec(args);
+    let all = ["CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "KILL", "SYS_CHROOT", "SYS_PTRACE", "SYS_ADMIN"]
+        .map(|name| format!("CAP_{name}"));
+    spec["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
+    (spec["linux"]["maskedPaths"], spec["linux"]["readonlyPaths"]) = (json!([]), json!([]));
+    spec["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
+    for mount in spec["mounts"].as_array_mut().unwrap() {
+        mount["options"].as_array_mut().unwrap().retain(|option| option != "ro");
+    }
+    spec
+}
+
+/// Containers of one pod, each with process ids of its own: what one has, the other does not find.
+#[test]
+fn a_containers_processes_and_files_are_no_others() {
+    with_guest(|guest| async {
+        let victim = "echo found > /secret; echo found > /dev/shm/secret; echo ready; exec sleep 4321";
+        let pid = guest.create("victim", &spec(&["sh", "-c", victim]), [false, true, false]).await.unwrap();
+        let mut ready = guest.attach("victim", None, StreamKind::Stdout).await.unwrap();
+        guest.start_process("victim", "").await.unwrap();
+        ready.read_exact(&mut [0; 6]).await.unwrap();
+        let script = format!(
+            "ls -d /proc/{pid}/root/secret /secret /dev/shm/secret
+            kill -9 {pid} && echo killed
+            for one in /proc/[0-9]*; do grep -l [4]321 $one/cmdline; cat $one/root/secret; done
+            mount -t proc proc /mnt 2> /dev/null && ls -d /mnt/{pid}
+            mount -t cgroup2 none /mnt && find /mnt -name '*victim*'
+            echo {pid} > /sys/fs/cgroup/cgroup.procs && echo moved
+            echo tried"
+        );
+        for spec in [spec(&["sh", "-c", &script]), privileged(&["sh", "-c", &script])] {
+            std::fs::create_dir_all(guest.disk().join("mnt")).unwrap();
+            let output = guest.run(&spec).await;
+            assert_eq!(output.stdout, "tried\n", "{output:?}");
+        }
+        assert!(
+            Path::new(&format!("/proc/{}/root/proc/{pid}", guest.agent_pid())).exists(),
+            "it was not ended"
+        );
+        guest.delete("victim").await.unwrap();
         guest
     });
 }
