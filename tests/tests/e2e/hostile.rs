@@ -22,8 +22,9 @@ fn all() -> impl Iterator<Item = &'static Attempt> {
 
 /// What came of all attempts, in order.
 fn tried(options: &[&str]) -> Vec<String> {
-    let hull = Hull::new();
+    // Made first, and gone last: what is left behind is looked for in between.
     let host = tempfile::tempdir().unwrap();
+    let hull = Hull::new();
     let (secret, shared) = (host.path().join("secret"), host.path().join("shared"));
     std::fs::write(&secret, "secret\n").unwrap();
     std::fs::create_dir(&shared).unwrap();
