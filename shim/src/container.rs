@@ -162,7 +162,7 @@ impl Container {
         event.pid = pid;
         self.events.send(Event::Start(event));
         if let Err(error) = self.started_record().write(&self.bundle) {
-            log::error!("{error}");
+            log::error!(container:% = self.id; "{error}");
         }
         self.init.end_start(Phase::Running);
         crate::hooks::poststart(&self.bundle, &self.id, self.vm.pid()).await;
@@ -329,7 +329,7 @@ impl Container {
         }
         if self.is_sandbox() {
             return usage_of(self.vm.pid()).map_err(|error| {
-                log::warn!("{error}");
+                log::warn!(container:% = self.id; "{error}");
                 gone()
             });
         }
@@ -346,7 +346,7 @@ impl Container {
         }
         match self.kill("", libc::SIGKILL.unsigned_abs(), Reach::Process).await {
             Ok(()) | Err(TaskError::Finished) => {}
-            Err(error) => log::warn!("{} cannot be ended before its start: {error}", self.id),
+            Err(error) => log::warn!(container:% = self.id; "cannot be ended before its start: {error}"),
         }
     }
 
@@ -361,7 +361,7 @@ impl Container {
     pub async fn forget_in_guest(&self) {
         match self.vm.agent.delete_container(&self.agent_request()).await {
             Ok(()) | Err(AgentError::VmEnded(_) | AgentError::Refused { code: Code::NOT_FOUND, .. }) => {}
-            Err(error) => log::warn!("{} is left behind in the guest: {error}", self.id),
+            Err(error) => log::warn!(container:% = self.id; "left behind in the guest: {error}"),
         }
     }
 
@@ -400,7 +400,7 @@ async fn insist(init: Arc<Process>, vm: Arc<Vm>) {
     if tokio::time::timeout(KILL_DEADLINE, init.exited()).await.is_ok() {
         return;
     }
-    log::warn!("{} outlives SIGKILL: its VM is ended", init.container);
+    log::warn!(container:% = init.container; "outlives SIGKILL: its VM is ended");
     if let Err(error) = vm.stop(PowerOff::Now).await {
         log::error!("{error}");
     }

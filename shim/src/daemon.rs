@@ -73,11 +73,12 @@ pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
 
 fn prepare(identity: &Identity) -> Result<(Config, StdListener, PodSockets, Runtime), DaemonError> {
     let config = Config::load()?;
-    logging::start(match (identity.verbosity, config.log) {
+    let level = match (identity.verbosity, config.log) {
         (Verbosity::Debug, _) | (_, LogLevel::Debug) => log::LevelFilter::Debug,
         (Verbosity::Normal, LogLevel::Info) => log::LevelFilter::Info,
         (Verbosity::Normal, LogLevel::Warn) => log::LevelFilter::Warn,
-    });
+    };
+    logging::start(level, &identity.namespace, &identity.id);
     let listener = inherited_listener().map_err(DaemonError::Listener)?;
     let sockets = PodSockets::new(&state_root(), &identity.address, &identity.namespace, &identity.id)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

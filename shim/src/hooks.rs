@@ -79,18 +79,18 @@ pub async fn create_runtime(bundle: &Path, id: &str, pid: u32) -> Result<(), Hoo
 /// Runs the poststart hooks. A failure is logged and changes nothing (runtime.md "Lifecycle", step 9).
 pub async fn poststart(bundle: &Path, id: &str, pid: u32) {
     let Some(told) = Told::read(bundle, id, "running", Some(pid)) else { return };
-    log_failure(told.run("poststart", |hooks| hooks.poststart().as_deref()).await);
+    log_failure(id, told.run("poststart", |hooks| hooks.poststart().as_deref()).await);
 }
 
 /// Runs the poststop hooks. A failure is logged and changes nothing (runtime.md "Lifecycle", step 13).
 pub async fn poststop(bundle: &Path, id: &str) {
     let Some(told) = Told::read(bundle, id, "stopped", None) else { return };
-    log_failure(told.run("poststop", |hooks| hooks.poststop().as_deref()).await);
+    log_failure(id, told.run("poststop", |hooks| hooks.poststop().as_deref()).await);
 }
 
-fn log_failure(result: Result<(), HookError>) {
+fn log_failure(id: &str, result: Result<(), HookError>) {
     if let Err(error) = result {
-        log::warn!("{error}");
+        log::warn!(container:% = id; "{error}");
     }
 }
 

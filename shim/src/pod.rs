@@ -11,8 +11,10 @@ mod create;
 mod forward;
 mod hotplug;
 mod jail;
+mod journal;
 mod monitor;
 mod network;
+mod relay;
 mod rootfs;
 mod usage;
 mod vm;
@@ -29,6 +31,7 @@ pub use agent::{Agent, AgentError};
 pub use artifacts::{ArtifactError, Artifacts};
 pub use broker::{Broker, BrokerError, Export};
 pub use hotplug::{Attachments, PlugError};
+pub use journal::Journal;
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, OpenRootfs, RootfsError, RootfsNames, RootfsPlan};
 pub use usage::usage_of;
@@ -313,7 +316,7 @@ impl Pod {
             }
         };
         if tokio::time::timeout(MEMBERS_DEADLINE, members).await.is_err() {
-            log::warn!("containers of {} outlive their VM", sandbox.id);
+            log::warn!("containers outlive their VM");
         }
         sandbox.end_sandbox(exit).await;
     }
@@ -333,7 +336,7 @@ impl Pod {
             Lifecycle::Managed | Lifecycle::Keep => {}
             Lifecycle::Remove => {
                 if let Err(error) = std::fs::remove_dir_all(&container.bundle) {
-                    log::error!("cannot remove {}: {error}", container.bundle.display());
+                    log::error!(container:% = container.id; "cannot remove {}: {error}", container.bundle.display());
                 }
             }
         }

@@ -39,7 +39,7 @@ struct TaskService {
 
 impl TaskService {
     /// Runs a request to its end, even if the client goes away.
-    async fn run<T, F, W>(&self, work: W) -> ttrpc::Result<T>
+    async fn run<T, F, W>(&self, container: &str, work: W) -> ttrpc::Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, TaskError>> + Send + 'static,
@@ -48,11 +48,11 @@ impl TaskService {
         match tokio::spawn(work(Arc::clone(&self.pod))).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                log::info!("{error}");
+                log::info!(container; "{error}");
                 Err(error.to_status())
             }
             Err(error) => {
-                log::error!("a request ended early: {error}");
+                log::error!(container; "a request ended early: {error}");
                 Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, "the request ended early")))
             }
         }
@@ -70,14 +70,15 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
-        log::info!("create {}", request.id);
-        let pid = self.run(|pod| async move { pod.create(request).await }).await?;
+        let id = request.id.clone();
+        log::info!(container:% = id; "create");
+        let pid = self.run(&id, |pod| async move { pod.create(request).await }).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
         let pid = self
-            .run(|pod| async move {
+            .run(&request.id.clone(), |pod| async move {
                 let container = pod.container(&request.id)?;
                 if request.exec_id.is_empty() {
                     container.start_init().await
@@ -103,7 +104,7 @@ impl Task for TaskService {
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
         let (pid, exit) = self
-            .run(|pod| async move {
+            .run(&request.id.clone(), |pod| async move {
                 if request.exec_id.is_empty() {
                     pod.delete(&request.id).await
                 } else {
@@ -121,7 +122,7 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<api::Empty> {
         let reach = if request.all { Reach::Container } else { Reach::Process };
-        self.run(|pod| async move {
+        self.run(&request.id.clone(), |pod| async move {
             pod.container(&request.id)?.kill(&request.exec_id, request.signal, reach).await
         })
         .await?;
@@ -151,12 +152,13 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        self.run(|pod| async move { pod.container(&request.id)?.pause().await }).await?;
+        self.run(&request.id.clone(), |pod| async move { pod.container(&request.id)?.pause().await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        self.run(|pod| async move { pod.container(&request.id)?.resume().await }).await?;
+        self.run(&request.id.clone(), |pod| async move { pod.container(&request.id)?.resume().await })
+            .await?;
         Ok(api::Empty::new())
     }
 
@@ -174,13 +176,15 @@ impl Task for TaskService {
         request: api::ResizePtyRequest,
     ) -> ttrpc::Result<api::Empty> {
         let size = WindowSize { columns: request.width, rows: request.height };
-        self.run(|pod| async move { pod.container(&request.id)?.resize(&request.exec_id, size).await })
-            .await?;
+        self.run(&request.id.clone(), |pod| async move {
+            pod.container(&request.id)?.resize(&request.exec_id, size).await
+        })
+        .await?;
         Ok(api::Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        self.run(|pod| async move {
+        self.run(&request.id.clone(), |pod| async move {
             let container = pod.container(&request.id)?;
             let resources = crate::spec::update_resources(&request.resources.value)?;
             container.update(resources).await
@@ -190,7 +194,9 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        let stats = self.run(|pod| async move { pod.container(&request.id)?.stats().await }).await?;
+        let stats = self
+            .run(&request.id.clone(), |pod| async move { pod.container(&request.id)?.stats().await })
+            .await?;
         let stats = MessageField::some(metrics::metrics(&stats)?);
         Ok(api::StatsResponse { stats, ..Default::default() })
     }
@@ -209,7 +215,7 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         let mode = if request.now { ShutdownMode::Now } else { ShutdownMode::WhenEmpty };
-        self.run(|pod| async move {
+        self.run(&request.id.clone(), |pod| async move {
             pod.shut_down(mode).await;
             Ok(())
         })

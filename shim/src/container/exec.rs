@@ -121,7 +121,7 @@ impl Container {
         if started.is_err()
             && let Err(error) = agent.delete_exec(&process.request()).await
         {
-            log::warn!("exec {id} is left behind in the guest: {error}");
+            log::warn!(container:% = self.id, exec:% = id; "left behind in the guest: {error}");
         }
         started
     }
@@ -135,7 +135,7 @@ impl Container {
                 if self.vm.ended().now().is_none()
                     && let Err(error) = self.vm.agent.delete_exec(&exec.process.request()).await
                 {
-                    log::debug!("exec {id} is already gone in the guest: {error}");
+                    log::debug!(container:% = self.id, exec:% = id; "already gone in the guest: {error}");
                 }
                 exit
             }

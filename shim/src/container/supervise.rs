@@ -56,7 +56,7 @@ pub async fn supervise_init(container: Arc<Container>, io: ProcessIo) -> Exit {
         }
     };
     if tokio::time::timeout(EXECS_DEADLINE, execs).await.is_err() {
-        log::warn!("execs of {} outlive their container", container.id);
+        log::warn!(container:% = container.id; "execs outlive their container");
     }
     for exec in container.execs() {
         // Never to be started now; whoever waits for it must not wait for ever.
@@ -81,7 +81,7 @@ pub(super) fn record_and_announce(container: &Container, exit: Exit) {
         reason: exit.reason.clone(),
     };
     if let Err(error) = record.write(&container.bundle) {
-        log::error!("the exit of {} cannot be recorded: {error}", container.id);
+        log::error!(container:% = container.id; "the exit cannot be recorded: {error}");
     }
     if exit.oom_killed {
         let mut event = TaskOOM::new();
@@ -106,7 +106,7 @@ async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Ex
         }
         Err(AgentError::VmEnded(end)) => (vm_died(&end), None, AFTER_DEATH),
         Err(error) => {
-            log::error!("{} is lost: {error}", process.container);
+            log::error!(container:% = process.container; "the container is lost: {error}");
             // Without its agent a container cannot be known to run or not to run.
             let agent_answers = matches!(error, AgentError::Refused { .. });
             if (matches!(container.kind, Kind::Alone) || !agent_answers)
@@ -119,7 +119,7 @@ async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Ex
         }
     };
     let watcher = tokio::spawn(control.discard_when_stalled(pause));
-    let left = io.drain(totals).await;
+    let left = io.drain(totals, process).await;
     watcher.abort();
     process.delivered(left);
     process.start_settled().await;

@@ -16,6 +16,7 @@ use super::output::{Output, UnreadFifo};
 use super::stdin::FifoInput;
 use super::stream::Streams;
 use super::{StdioError, StdioSpec, Target};
+use crate::process::Process;
 
 const BUFFER: usize = 64 * 1024;
 
@@ -145,8 +146,9 @@ impl ProcessIo {
     }
 
     /// Waits until everything the agent sent, `totals` where it could still say so, is delivered. Returns what is to be
-    /// kept until the process is forgotten.
-    pub async fn drain(&mut self, totals: Option<StreamTotals>) -> Leftovers {
+    /// kept until the process, `of` whom the log speaks, is forgotten.
+    pub async fn drain(&mut self, totals: Option<StreamTotals>, of: &Process) -> Leftovers {
+        let exec = of.exec.as_deref().unwrap_or_default();
         if let Some((_, task)) = self.stdin.take() {
             task.abort();
         }
@@ -159,13 +161,15 @@ impl ProcessIo {
             match (&mut pump.task).await {
                 Ok(pumped) => {
                     if let Some(error) = pumped.error {
-                        log::warn!("{:?}: output was lost: {error}", pump.kind);
+                        log::warn!(container:% = of.container, exec; "{:?}: output was lost: {error}", pump.kind);
                     } else if let Some(expected) = expected.filter(|&expected| expected != pumped.bytes) {
-                        log::warn!("{:?}: {} bytes of {expected} arrived", pump.kind, pumped.bytes);
+                        log::warn!(container:% = of.container, exec; "{:?}: {} bytes of {expected} arrived", pump.kind, pumped.bytes);
                     }
                     unread.extend(pumped.unread);
                 }
-                Err(error) => log::error!("{:?}: the copy ended early: {error}", pump.kind),
+                Err(error) => {
+                    log::error!(container:% = of.container, exec; "{:?}: the copy ended early: {error}", pump.kind);
+                }
             }
         }
         self.outputs.clear();

@@ -18,9 +18,14 @@ use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::relay::relay;
 
 /// How long a monitor that has closed its socket may take to exit.
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the last words of a monitor that has exited are waited for.
+const WORDS_DEADLINE: Duration = Duration::from_millis(200);
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,13 +120,14 @@ impl Monitor {
     pub fn spawn(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        let child = spawn_with_control(path, &theirs, namespace).map_err(failed)?;
+        let mut child = spawn_with_control(path, &theirs, namespace).map_err(failed)?;
+        let said = child.stderr.take().map(|output| relay("hull-vmm", output));
         drop(theirs);
         let pid = child.id().unwrap_or_default();
         let channel = AsyncChannel::new(ours)?;
         let (asks, inbox) = mpsc::channel(8);
         let (end, ended) = watch::channel(None);
-        tokio::spawn(watch_over(channel, child, inbox, end));
+        tokio::spawn(watch_over(channel, child, said, inbox, end));
         Ok(Self { asks, end: VmEnded(ended), pid })
     }
 
@@ -185,6 +191,7 @@ impl Monitor {
 async fn watch_over(
     channel: AsyncChannel,
     mut child: Child,
+    said: Option<JoinHandle<()>>,
     mut inbox: mpsc::Receiver<Ask>,
     end: watch::Sender<Option<VmEnd>>,
 ) {
@@ -249,11 +256,17 @@ async fn watch_over(
         (None, Ok(status)) => VmEnd::Vanished(status),
         (None, Err(error)) => VmEnd::Lost(error.to_string()),
     };
+    // Its last words come before its end in the log; who has inherited its standard error may hold it open.
+    if let Some(said) = said
+        && tokio::time::timeout(WORDS_DEADLINE, said).await.is_err()
+    {
+        log::debug!("the monitor's standard error is still open");
+    }
     log::info!("the VM ended: {how}");
     end.send_replace(Some(how));
 }
 
-/// Starts a process of ours with a control socket as [`CONTROL_FD`]. It dies with this process.
+/// Starts a process of ours with a control socket as [`CONTROL_FD`] and standard error as a pipe to us. It dies with this process.
 pub(super) fn spawn_with_control(
     path: &Path,
     socket: &Channel,
@@ -266,7 +279,7 @@ pub(super) fn spawn_with_control(
     let network = network.map(|namespace| namespace.as_raw_fd());
     let parent = std::process::id();
     let mut command = Command::new(path);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).env_clear();
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe system calls; it does not
     // allocate. `socket` and `network` stay open in the parent until after the spawn.
     unsafe {
