@@ -40,4 +40,6 @@ mod spec;
 mod stdio;
 mod streams;
 mod sys;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod volumes;
