@@ -17,7 +17,7 @@ use crate::container::{Registry, Request};
 use crate::environment::Environment;
 use crate::server::Service;
 use crate::stdio::Connection;
-use crate::{reap, streams};
+use crate::{deadline, reap, streams};
 
 /// After the answer to a shutdown request, how long the host may take to hang up before the guest ends anyway.
 const HANG_UP: Duration = Duration::from_millis(500);
@@ -61,7 +61,7 @@ pub async fn run(
     let only = futures::stream::once(async { Ok(connection) }).chain(futures::stream::pending());
     let mut server = ttrpc::r#async::Server::new()
         .add_listener(Listener::new(only))
-        .register_service(create_agent(Arc::new(service)));
+        .register_service(deadline::enforce(create_agent(Arc::new(service))));
     server.start().await?;
 
     let outcome = tokio::select! {

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use crate::helper::{self, HelperError, Work};
+use crate::reap::Children;
 use crate::spec::{DeviceRules, Limits, Missing, Setting};
 use crate::sys;
 
@@ -72,9 +74,21 @@ pub enum CgroupError {
     /// A process could not be sent a signal.
     #[error("cannot send a signal: {}", .0.desc())]
     Signal(Errno),
+    /// The child that should set a limit failed.
+    #[error("cgroup: {0}")]
+    Helper(#[source] HelperError),
     /// Waiting for a change failed.
     #[error("cgroup: cannot watch cgroup.events: {0}")]
     Watch(#[source] io::Error),
+}
+
+/// Who writes limits.
+#[derive(Clone, Copy, Debug)]
+pub enum Writer<'a> {
+    /// The caller: nothing is in the cgroup yet, so the kernel has nothing to do.
+    Caller,
+    /// A child. The kernel takes memory away from processes to get below a limit, and whoever writes it waits for that.
+    Helper(&'a Children),
 }
 
 /// The cgroup below which every container has one.
@@ -198,17 +212,17 @@ impl Cgroup {
     }
 
     /// Writes every setting, or on an error none of them.
-    pub fn apply(&self, limits: &Limits) -> Result<(), CgroupError> {
+    pub async fn apply(&self, limits: &Limits, writer: Writer<'_>) -> Result<(), CgroupError> {
         self.check_usage(limits)?;
         let mut written: Vec<(&Setting, String)> = Vec::new();
         for setting in &limits.settings {
             let before = self.read(&setting.file).unwrap_or_default();
-            match self.write(&setting.file, &setting.value) {
+            match self.write_by(writer, &setting.file, &setting.value).await {
                 Ok(()) => written.push((setting, before)),
                 Err(CgroupError::Missing(_)) if setting.missing == Missing::Harmless => {}
                 Err(error) => {
                     for (setting, before) in written.iter().rev() {
-                        if let Err(undo) = self.write(&setting.file, &setting.undo(before)) {
+                        if let Err(undo) = self.write_by(writer, &setting.file, &setting.undo(before)).await {
                             log::error!("restoring {} after a failed update: {undo}", setting.file);
                         }
                     }
@@ -217,6 +231,24 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    async fn write_by(&self, writer: Writer<'_>, file: &str, value: &str) -> Result<(), CgroupError> {
+        let Writer::Helper(children) = writer else { return self.write(file, value) };
+        let refused =
+            |source| CgroupError::Refused { file: file.to_owned(), value: value.to_owned(), source };
+        let path = CString::new(self.path.join(file).as_os_str().as_bytes());
+        let (Ok(path), Ok(text)) = (path, CString::new(value)) else { return Err(refused(Errno::EINVAL)) };
+        let work = [Work::WriteControl { path, text }];
+        match tokio::time::timeout(SETTLE_DEADLINE, helper::run(children, &work)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(HelperError::Failed { source: Errno::ENOENT, .. })) => {
+                Err(CgroupError::Missing(file.to_owned()))
+            }
+            Ok(Err(HelperError::Failed { source, .. })) => Err(refused(source)),
+            Ok(Err(error)) => Err(CgroupError::Helper(error)),
+            Err(_elapsed) => Err(CgroupError::Unsettled("limited")),
+        }
     }
 
     /// Limits which devices its processes may use, for ever.

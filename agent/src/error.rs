@@ -68,6 +68,17 @@ pub enum Error {
     /// It took too long.
     #[error("{0} took too long")]
     Deadline(&'static str),
+    /// No answer in time; what was asked for may still be done.
+    #[error("{method} is not done within {} s, and goes on", limit.as_secs())]
+    Unanswered {
+        /// Which method.
+        method: String,
+        /// Its time.
+        limit: std::time::Duration,
+    },
+    /// Bytes that are no request.
+    #[error("the request cannot be read: {0}")]
+    Message(String),
     /// The guest is shutting down.
     #[error("the guest is shutting down")]
     ShuttingDown,
@@ -131,6 +142,7 @@ impl Error {
             | Self::Slot(SlotError::Unfit { .. })
             | Self::Cpu(CpuError::TooMany { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
+            | Self::Message(_)
             | Self::Range { .. }
             | Self::Version { .. }
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
@@ -149,11 +161,14 @@ impl Error {
             Self::Spec(SpecError::Unsupported { .. })
             | Self::Cgroup(CgroupError::Missing(_))
             | Self::Rootfs(RootfsError::UnknownKind) => Code::UNIMPLEMENTED,
-            Self::Deadline(_) | Self::Cgroup(CgroupError::Unsettled(_)) => Code::DEADLINE_EXCEEDED,
+            Self::Deadline(_) | Self::Unanswered { .. } | Self::Cgroup(CgroupError::Unsettled(_)) => {
+                Code::DEADLINE_EXCEEDED
+            }
             Self::Cgroup(
                 CgroupError::File { .. }
                 | CgroupError::Devices(_)
                 | CgroupError::Watch(_)
+                | CgroupError::Helper(_)
                 | CgroupError::Signal(_),
             )
             | Self::Rootfs(RootfsError::Work(_))

@@ -9,7 +9,7 @@
 //! | `outside` | the same agent on unix sockets, without a VM |
 //! | `oci` | runc's command line over the same container code |
 //! | `agent` | connections in, service out |
-//! | `server`, `streams` | the API; standard streams |
+//! | `server`, `deadline`, `streams` | the API, each request of it answered in time; standard streams |
 //! | `network` | the pod's network |
 //! | `container` | one actor for each container |
 //! | `spec`, `launch`, `rootfs`, `volumes`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
@@ -19,6 +19,7 @@ mod agent;
 mod cgroup;
 mod container;
 mod cpus;
+mod deadline;
 mod environment;
 mod error;
 mod helper;

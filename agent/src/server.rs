@@ -12,6 +12,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, Target};
 use crate::cpus;
+use crate::deadline::GRACE_MAX;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::network;
@@ -20,8 +21,8 @@ use crate::slots::{self, Action};
 use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter, Statements};
 use crate::sys::terminal::WindowSize;
 
-/// The longest time that processes get between SIGTERM and SIGKILL at a shutdown.
-const GRACE_MAX: Duration = Duration::from_secs(600);
+/// How long the containers may take to end after their time of grace at a shutdown.
+const ENDING: Duration = Duration::from_secs(20);
 
 /// Serves [`Agent`].
 pub struct Service {
@@ -309,7 +310,8 @@ impl Agent for Service {
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         let grace = Duration::from_millis(request.grace_millis.into()).min(GRACE_MAX);
-        let result = self.end_all(grace).await;
+        let ended = tokio::time::timeout(grace + ENDING, self.end_all(grace)).await;
+        let result = ended.unwrap_or(Err(Error::Deadline("ending the containers")));
         // The machine ends even if a container did not want to; a full channel means that it is ending already.
         let _ = self.power_off.try_send(());
         Ok(result.map(empty)?)

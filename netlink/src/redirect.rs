@@ -13,6 +13,8 @@ const U32_ACTION: u16 = 7;
 const ACTION_KIND: u16 = 1;
 const ACTION_OPTIONS: u16 = 2;
 const MIRRED_PARAMETERS: u16 = 2;
+/// Where in `struct tc_mirred` the link is.
+const MIRRED_LINK: usize = 24;
 /// The handle of an ingress queue, and where it hangs.
 const INGRESS: u32 = 0xffff_0000;
 const INGRESS_PARENT: u32 = 0xffff_fff1;
@@ -93,21 +95,75 @@ pub fn remove(socket: &Socket, from: u32, queue: Queue) -> Result<(), Error> {
             message
         }
     };
-    match socket.request(message) {
+    gone_is_good(socket.request(message))
+}
+
+fn gone_is_good(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
         Err(Error { errno: Errno::ENOENT | Errno::ENODEV | Errno::EINVAL, .. }) => Ok(()),
         result => result,
     }
 }
 
-/// Whether a link has an ingress queue.
-pub fn has_queue(socket: &Socket, link: u32) -> Result<bool, Error> {
+/// The links that have an ingress queue.
+pub fn queues(socket: &Socket) -> Result<Vec<u32>, Error> {
     let message = Message::new(libc::RTM_GETQDISC, libc::NLM_F_DUMP, &fixed(0, 0, 0, 0));
-    let queues = socket.list(&message, |body| {
-        let kind =
-            attributes(body.get(FIXED..)?).find(|(kind, _)| *kind == KIND).map(|(_, kind)| text(kind))?;
-        Some((u32_at(body, 4)?, kind))
-    })?;
-    Ok(queues.iter().any(|(index, kind)| *index == link && (kind == "ingress" || kind == "clsact")))
+    socket.list(&message, |body| {
+        let kind = text(find(body.get(FIXED..)?, KIND)?);
+        (kind == "ingress" || kind == "clsact").then_some(u32_at(body, 4)?)
+    })
+}
+
+/// Takes away what is left of redirections by `from` whose other end is gone, or that were broken off half made. What others
+/// have put into the queue stays, and so does a queue that was found.
+pub fn sweep(socket: &Socket, from: u32, queue: Queue) -> Result<(), Error> {
+    let message = Message::new(libc::RTM_GETTFILTER, libc::NLM_F_DUMP, &fixed(from, 0, INGRESS, 0));
+    let filters = socket.list(&message, Filter::parse)?;
+    let (dead, alive): (Vec<_>, Vec<_>) = filters.iter().partition(|filter| filter.is_ours_and_dead());
+    let is_shared = alive.iter().any(|filter| filter.info == place());
+    for filter in dead {
+        // Without a handle the whole place is given up.
+        let handle = if is_shared { filter.handle } else { 0 };
+        let fixed = fixed(from, handle, INGRESS, filter.info);
+        let mut message = Message::new(libc::RTM_DELTFILTER, libc::NLM_F_ACK, &fixed);
+        message.add_text(KIND, "u32");
+        gone_is_good(socket.request(message))?;
+    }
+    if queue == Queue::Ours && alive.is_empty() { remove(socket, from, Queue::Ours) } else { Ok(()) }
+}
+
+/// A filter in an ingress queue; the tables that a u32 filter brings along are not.
+struct Filter {
+    handle: u32,
+    /// Priority and protocol.
+    info: u32,
+    /// The number of the link that it redirects to, where it does that; 0 is one that is gone.
+    target: Option<u32>,
+}
+
+impl Filter {
+    fn parse(body: &[u8]) -> Option<Self> {
+        let attributes = body.get(FIXED..)?;
+        let options = find(attributes, OPTIONS).unwrap_or_default();
+        if text(find(attributes, KIND)?) == "u32" && find(options, U32_SELECTION).is_none() {
+            return None;
+        }
+        // The first and only action of ours.
+        let action = find(options, U32_ACTION).and_then(|actions| find(actions, 1));
+        let parameters = action
+            .filter(|action| find(action, ACTION_KIND).is_some_and(|kind| text(kind) == "mirred"))
+            .and_then(|action| find(find(action, ACTION_OPTIONS)?, MIRRED_PARAMETERS));
+        let target = parameters.and_then(|parameters| u32_at(parameters, MIRRED_LINK));
+        Some(Self { handle: u32_at(body, 8)?, info: u32_at(body, 16)?, target })
+    }
+
+    fn is_ours_and_dead(&self) -> bool {
+        self.info == place() && self.target == Some(0)
+    }
+}
+
+fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 /// `struct tc_u32_sel` with one `struct tc_u32_key` whose mask is empty.

@@ -181,9 +181,10 @@ fn frames_are_redirected() {
         ip("link add nc type veth peer name nd");
         let index = |name| named(socket, name).index;
         ["na", "nb", "nc", "nd"].iter().for_each(|name| up(socket, index(name)));
-        assert!(!redirect::has_queue(socket, index("nb")).unwrap());
+        let has_queue = |name| redirect::queues(socket).unwrap().contains(&index(name));
+        assert!(!has_queue("nb"));
         assert_eq!(redirect::add(socket, index("nb"), index("nc")).unwrap(), Queue::Ours);
-        assert!(redirect::has_queue(socket, index("nb")).unwrap());
+        assert!(has_queue("nb"));
         ip("addr add 10.3.0.1/24 dev na");
         ip("neigh add 10.3.0.2 dev na lladdr 02:00:00:00:00:07");
         let sender = std::net::UdpSocket::bind("10.3.0.1:0").unwrap();
@@ -195,7 +196,7 @@ fn frames_are_redirected() {
             std::thread::yield_now();
         }
         redirect::remove(socket, index("nb"), Queue::Ours).unwrap();
-        assert!(!redirect::has_queue(socket, index("nb")).unwrap());
+        assert!(!has_queue("nb"));
         redirect::remove(socket, index("nb"), Queue::Ours).unwrap();
         redirect::remove(socket, 4711, Queue::Ours).unwrap();
 
@@ -204,10 +205,52 @@ fn frames_are_redirected() {
         assert!(tc.success());
         assert_eq!(redirect::add(socket, index("nb"), index("nc")).unwrap(), Queue::Found);
         redirect::remove(socket, index("nb"), Queue::Found).unwrap();
-        assert!(redirect::has_queue(socket, index("nb")).unwrap());
+        assert!(has_queue("nb"));
         let error = redirect::add(socket, index("na"), 4711).unwrap_err();
         assert_eq!(error.errno, Errno::ENODEV, "{error}");
-        assert!(!redirect::has_queue(socket, index("na")).unwrap(), "a failure leaves nothing");
+        assert!(!has_queue("na"), "a failure leaves nothing");
+    });
+}
+
+#[test]
+fn what_leads_nowhere_is_swept_away() {
+    let tc = |words: &str| {
+        let output = Command::new("tc").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "tc {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    in_namespace(move |socket| {
+        ip("link add na type veth peer name nb");
+        ip("link add nc type veth peer name nd");
+        let index = |name| named(socket, name).index;
+        let (from, to) = (index("na"), index("nc"));
+        let has_queue = || redirect::queues(socket).unwrap().contains(&from);
+        assert_eq!(redirect::add(socket, from, to).unwrap(), Queue::Ours);
+        let others =
+            "filter add dev na parent ffff: prio 7 u32 match u32 0 0 action mirred egress redirect dev lo";
+        tc(others);
+        // What is in use stays, also beside what is not.
+        ip("link add ne type veth peer name nf");
+        assert_eq!(redirect::add(socket, from, index("ne")).unwrap(), Queue::Found);
+        ip("link del ne");
+        redirect::sweep(socket, from, Queue::Ours).unwrap();
+        let filters = tc("filter show dev na parent ffff:");
+        assert!(filters.contains("pref 18517 ") && filters.contains("Redirect to device nc"), "{filters}");
+        assert!(!filters.contains("Redirect to device *"), "{filters}");
+        ip("link del nc");
+        redirect::sweep(socket, from, Queue::Ours).unwrap();
+        let filters = tc("filter show dev na parent ffff:");
+        assert!(filters.contains("pref 7 ") && !filters.contains("pref 18517 "), "{filters}");
+        assert!(has_queue(), "it is in use by others");
+
+        tc("filter del dev na parent ffff: prio 7");
+        redirect::sweep(socket, from, Queue::Found).unwrap();
+        assert!(has_queue(), "it was there before");
+        // Broken off before the filter was there.
+        redirect::sweep(socket, from, Queue::Ours).unwrap();
+        assert!(!has_queue());
+        redirect::sweep(socket, from, Queue::Ours).unwrap();
+        redirect::sweep(socket, 4711, Queue::Ours).unwrap();
     });
 }
 

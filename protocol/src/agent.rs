@@ -1,5 +1,7 @@
 //! The agent's API and the conventions around it that protobuf cannot express.
 
+use std::time::Duration;
+
 /// The version of this API. Both sides refuse to talk to another.
 pub const API_VERSION: u32 = 1;
 
@@ -11,6 +13,9 @@ pub const GUEST_CID: u32 = 3;
 
 /// Host port to which the agent connects once it is ready. The agent serves ttrpc on that connection.
 pub const CONTROL_PORT: u32 = 1024;
+
+/// Every call but `WaitProcess`, which waits, and `Shutdown`, which says how long it takes, is answered within this time.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(50);
 
 /// Guest port on which the agent accepts standard streams, and connections to TCP ports of the pod: one connection for each.
 ///

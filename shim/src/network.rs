@@ -28,7 +28,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hull_netlink::redirect::{self, Queue};
@@ -101,7 +101,7 @@ struct Attached {
 #[derive(Debug)]
 pub struct PodNetwork {
     namespace: Arc<Namespace>,
-    path: Option<PathBuf>,
+    record: Option<NetworkRecord>,
     attached: Vec<Attached>,
     redirections: Redirections,
 }
@@ -110,17 +110,16 @@ impl PodNetwork {
     /// Opens or makes the namespace. `None` where there is nothing to be done: without privileges, no namespace can be made, and
     /// a VM that has no device needs none.
     pub async fn open(choice: &NetworkChoice) -> Result<Option<Self>, NetworkError> {
-        let (namespace, path) = match choice {
+        let (namespace, record) = match choice {
             NetworkChoice::Own if !nix::unistd::geteuid().is_root() => return Ok(None),
-            NetworkChoice::Own => (Namespace::fresh().await?, None),
-            NetworkChoice::At(path) => (Namespace::at(path)?, Some(path.clone())),
+            NetworkChoice::Own => (Arc::new(Namespace::fresh().await?), None),
+            NetworkChoice::At(path) => {
+                let namespace = Arc::new(Namespace::at(path)?);
+                let record = NetworkRecord::take(&namespace, path).await?;
+                (namespace, Some(record))
+            }
         };
-        Ok(Some(Self {
-            namespace: Arc::new(namespace),
-            path,
-            attached: Vec::new(),
-            redirections: Redirections::default(),
-        }))
+        Ok(Some(Self { namespace, record, attached: Vec::new(), redirections: Redirections::default() }))
     }
 
     /// The namespace.
@@ -133,15 +132,9 @@ impl PodNetwork {
         self.redirections.clone()
     }
 
-    /// What is enough to take it away without this process.
+    /// What is enough to clean the namespace up without this process. `None` where it ends with the VM.
     pub fn record(&self) -> Option<NetworkRecord> {
-        let (device, inode) = self.namespace.identity().ok()?;
-        Some(NetworkRecord {
-            namespace: self.path.clone()?,
-            device,
-            inode,
-            redirections: self.redirections.get(),
-        })
+        self.record.clone()
     }
 
     /// Tells of changes in the namespace.
@@ -230,17 +223,17 @@ fn attach(
 }
 
 /// A redirection, and how it is undone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Redirection {
     /// The number of the link that it is on.
     link: u32,
-    /// Whether the link's ingress queue was made for it.
-    owns_queue: bool,
+    /// Whose the link's ingress queue is.
+    queue: Queue,
 }
 
 impl Redirection {
     fn remove(&self, socket: &Socket) -> Result<(), KernelError> {
-        redirect::remove(socket, self.link, if self.owns_queue { Queue::Ours } else { Queue::Found })
+        redirect::remove(socket, self.link, self.queue)
     }
 }
 
@@ -249,10 +242,6 @@ impl Redirection {
 pub struct Redirections(Arc<Mutex<Vec<Redirection>>>);
 
 impl Redirections {
-    fn get(&self) -> Vec<Redirection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Sends what comes in by a link out by another one, and no longer where it went before.
     fn add(&self, socket: &Socket, link: u32, interface: &str, to: u32) -> Result<(), NetworkError> {
         let failed = || kernel(|| format!("redirect the frames of {interface}"));
@@ -261,7 +250,7 @@ impl Redirections {
             list.swap_remove(place).remove(socket).map_err(failed())?;
         }
         let queue = redirect::add(socket, link, to).map_err(failed())?;
-        list.push(Redirection { link, owns_queue: queue == Queue::Ours });
+        list.push(Redirection { link, queue });
         Ok(())
     }
 
@@ -282,7 +271,7 @@ fn remove_all(socket: &Socket, redirections: &[Redirection]) -> Result<(), Netwo
     result.map_err(kernel(|| "end a redirection".to_owned()))
 }
 
-/// A pod's network as far as it outlives its shim.
+/// What is enough to clean up a pod's network namespace without its shim. It is the same from before the first change on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
     /// Where the namespace is.
@@ -290,17 +279,42 @@ pub struct NetworkRecord {
     /// Which one it was: device and inode number of its file. Paths are used again.
     device: u64,
     inode: u64,
-    /// What to undo in it; what was on a tap went with it.
-    redirections: Vec<Redirection>,
+    /// The numbers of the links that had an ingress queue then.
+    #[serde(default)]
+    queues: Vec<u32>,
 }
 
 impl NetworkRecord {
-    /// Takes away what a shim has left in the namespace, if that still exists. Blocks for a moment.
+    async fn take(namespace: &Arc<Namespace>, path: &Path) -> Result<Self, NetworkError> {
+        let queues =
+            |socket: &Socket| redirect::queues(socket).map_err(kernel(|| "list the pod's queues".to_owned()));
+        let queues = namespace.run(queues).await?;
+        let (device, inode) = namespace.identity().map_err(|source| NetworkError::Namespace {
+            what: format!("look at the network namespace {}", path.display()),
+            source,
+        })?;
+        Ok(Self { namespace: path.to_owned(), device, inode, queues })
+    }
+
+    /// Takes away what a shim that is gone has left in the namespace, if that still exists. What was on its taps went with
+    /// them, and what leads to the tap of another is left alone. Blocks for a moment.
     pub fn clean_up(self) -> Result<(), NetworkError> {
         let Ok(namespace) = Namespace::at(&self.namespace) else { return Ok(()) };
         if namespace.identity().ok() != Some((self.device, self.inode)) {
             return Ok(());
         }
-        namespace.run_blocking(move |socket| remove_all(socket, &self.redirections))
+        namespace.run_blocking(move |socket| self.sweep(socket))
+    }
+
+    /// Tries every link, and reports the first error.
+    fn sweep(&self, socket: &Socket) -> Result<(), NetworkError> {
+        let queues = redirect::queues(socket).map_err(kernel(|| "list the pod's queues".to_owned()))?;
+        let sweep = |link: u32| {
+            let queue = if self.queues.contains(&link) { Queue::Found } else { Queue::Ours };
+            redirect::sweep(socket, link, queue)
+        };
+        let results: Vec<_> = queues.into_iter().map(sweep).collect();
+        let result = results.into_iter().collect::<Result<(), _>>();
+        result.map_err(kernel(|| "end a redirection".to_owned()))
     }
 }

@@ -6,71 +6,15 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::process::Command;
 
 use hull_shim::client::Process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use support::namespace::{Named, run};
 use support::{Pod, eventually, soon};
 
 const INIT: Process<'static> = Process { container: "web", exec: "" };
-
-fn run(program: &str, words: &str) -> String {
-    let output = Command::new(program).args(words.split(' ')).output().unwrap();
-    assert!(output.status.success(), "{program} {words}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A network namespace by a name, as CNI makes it, with an interface that is set up.
-struct Named(String);
-
-impl Named {
-    fn new(name: &str) -> Self {
-        let name = format!("hs-{}-{name}", std::process::id());
-        run("ip", &format!("netns add {name}"));
-        run("ip", &format!("netns add {name}-far"));
-        let named = Self(name);
-        named.ip("link set lo up");
-        named.ip(&format!("link add eth0 mtu 1450 type veth peer name far netns {}-far", named.0));
-        run("ip", &format!("-n {}-far link set far up", named.0));
-        for words in ["link set eth0 up", "addr add 10.6.0.2/24 dev eth0"] {
-            named.ip(words);
-        }
-        named
-    }
-
-    fn path(&self) -> String {
-        format!("/run/netns/{}", self.0)
-    }
-
-    fn ip(&self, words: &str) -> String {
-        run("ip", &format!("-n {} {words}", self.0))
-    }
-
-    /// Which links there are, and which of them redirect.
-    fn links(&self) -> String {
-        let links = self.ip("-o link");
-        let names: Vec<_> = links.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
-        let redirects = |name: &&&str| {
-            let name = name.split('@').next().unwrap();
-            let filters = run("ip", &format!("netns exec {} tc filter show dev {name} parent ffff:", self.0));
-            let queues = run("ip", &format!("netns exec {} tc qdisc show dev {name}", self.0));
-            assert_eq!(filters.is_empty(), !queues.contains("ingress"), "{filters} {queues}");
-            filters.contains("Egress Redirect to device")
-        };
-        let redirecting: Vec<_> = names.iter().filter(redirects).collect();
-        format!("{names:?} {redirecting:?}")
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        for name in [&self.0, &format!("{}-far", self.0)] {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
-    }
-}
 
 fn pod_in(path: &str, fault: &str) -> Pod {
     let mut pod = Pod::with("web", &["sleep", "1000"], fault, "");
@@ -174,6 +118,47 @@ async fn a_killed_shim_is_cleaned_up_after() {
     // Twice is as good.
     pod.shim.delete().unwrap();
     pod.assert_nothing_left();
+}
+
+/// Killed while the VM is prepared: the redirections are there, and nobody has been told of a pod.
+#[tokio::test]
+async fn a_shim_killed_in_the_first_steps_of_a_create_is_cleaned_up_after() {
+    let named = Named::new("early");
+    let before = named.links();
+    for step in 0..=8 {
+        let pod = pod_in(&named.path(), &format!("shim@{step}"));
+        if step == 0 {
+            // By the monitor's first act, before it is recorded or just after.
+            support::script(&pod.file("vmm"), "kill -9 $PPID");
+        }
+        let client = pod.connect().await;
+        assert!(soon(client.create(&pod.request)).await.unwrap_err().is_gone(), "step {step}");
+        assert_ne!(named.links(), before, "step {step} comes after the first change");
+        for _ in 0..2 {
+            assert_eq!(pod.shim.delete().unwrap().exit_status, 137);
+            assert_eq!(named.links(), before, "step {step}");
+        }
+        pod.assert_nothing_left();
+    }
+}
+
+/// A late `delete` of one pod leaves the next one's network alone.
+#[tokio::test]
+async fn a_delete_spares_the_next_pod_of_the_namespace() {
+    let named = Named::new("next");
+    let first = pod_in(&named.path(), "");
+    let client = first.connect().await;
+    soon(client.create(&first.request)).await.unwrap();
+    soon(client.shutdown_now("web")).await.unwrap();
+    first.assert_nothing_left();
+    let next = pod_in(&named.path(), "");
+    let client = next.connect().await;
+    soon(client.create(&next.request)).await.unwrap();
+    let links = named.links();
+    first.shim.delete().unwrap();
+    assert_eq!(named.links(), links);
+    soon(client.shutdown_now("web")).await.unwrap();
+    next.assert_nothing_left();
 }
 
 #[tokio::test]

@@ -166,6 +166,7 @@ impl Place {
 fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     let mut jobs = vec![Job::script("the test host", || Command::new(root().join("tests/host/selftest")))];
     for name in [
+        "deadlines",
         "decoding",
         "hooks",
         "hostile",

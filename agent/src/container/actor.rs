@@ -10,15 +10,16 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::create::{self, Created, Creation};
 use super::handle::{ProcessName, Registry, Reply, Request};
 use super::process::{Exit, Others, Process, State, now_nanos, supervise};
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::deadline;
 use crate::environment::Environment;
 use crate::error::Error;
-use crate::launch::{LaunchError, Launched, UserNamespace};
+use crate::launch::{Launched, UserNamespace};
 use crate::rootfs::Rootfs;
 use crate::spec::{ContainerSpec, Origin};
 use crate::stdio::Prepared;
@@ -29,13 +30,8 @@ const EXECS_MAX: usize = 4096;
 /// What the actor's own tasks report.
 enum Event {
     Created(Result<Box<Created>, Error>),
-    InitRuns(Result<(), LaunchError>),
-    ExecRuns {
-        id: String,
-        launched: Box<Launched>,
-        stdio: Prepared,
-        result: Result<Option<OwnedFd>, LaunchError>,
-    },
+    InitRuns(Result<(), Error>),
+    ExecRuns { id: String, launched: Box<Launched>, stdio: Prepared, result: Result<Option<OwnedFd>, Error> },
     Exited(ProcessName, Exit),
     Frozen(Result<(), CgroupError>),
     Removed(Result<(), Error>),
@@ -80,6 +76,8 @@ struct Actor {
     /// The end of init, which is announced after the ends of all execs.
     init_exit: Option<Exit>,
     execs: HashMap<String, Process>,
+    /// Held by the update that is at work: one after the other, each all or nothing.
+    updates: Arc<Mutex<()>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -114,6 +112,7 @@ pub async fn run(
         init,
         init_exit: None,
         execs: HashMap::new(),
+        updates: Arc::default(),
         events,
     };
     while !actor.is_gone() {
@@ -204,10 +203,7 @@ impl Actor {
                 let result = self.resume();
                 answer(reply, result);
             }
-            Request::Update { limits, reply } => {
-                let result = self.cgroup("update").and_then(|cgroup| Ok(cgroup.apply(&limits)?));
-                answer(reply, result);
-            }
+            Request::Update { limits, reply } => self.update(limits, reply),
             Request::Stats { reply } => {
                 answer(reply, self.cgroup("read statistics").map(|cgroup| cgroup.stats()));
             }
@@ -221,7 +217,7 @@ impl Actor {
             Event::InitRuns(result) => {
                 if let Some(reply) = self.init.starting.take() {
                     let pid = self.init_pid();
-                    answer(reply, result.map(|()| pid).map_err(Error::from));
+                    answer(reply, result.map(|()| pid));
                 }
             }
             Event::ExecRuns { id, launched, stdio, result } => self.exec_runs(&id, launched, stdio, result),
@@ -309,7 +305,7 @@ impl Actor {
                 self.init.starting = Some(reply);
                 let (environment, events) = (self.environment.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let result = launched.running(&environment).await.map(drop);
+                    let result = running(&mut launched, &environment).await.map(drop);
                     report(&events, Event::InitRuns(result));
                 });
                 return;
@@ -335,6 +331,17 @@ impl Actor {
             && let Some(exit) = self.init_exit.take()
         {
             self.init.finish(exit);
+        }
+    }
+}
+
+/// Waits until the program of a process runs. One that does not come so far in time is killed.
+async fn running(launched: &mut Launched, environment: &Environment) -> Result<Option<OwnedFd>, Error> {
+    match tokio::time::timeout(deadline::PROCESS, launched.running(environment)).await {
+        Ok(result) => Ok(result?),
+        Err(_elapsed) => {
+            launched.kill();
+            Err(Error::Deadline("the start of the process"))
         }
     }
 }

@@ -1,23 +1,20 @@
 //! Making a container: cgroup, root file system, init process up to its start gate. All of it or nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hull_protocol::agent::api::agent as api;
 use tokio::sync::oneshot;
 
 use super::handle::Registry;
 use super::join;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Writer};
+use crate::deadline;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::launch::{self, Launched, UserNamespace};
 use crate::rootfs::{Rootfs, RootfsError};
 use crate::spec::ContainerSpec;
 use crate::stdio::{Expected, Prepared};
-
-/// How long a creation may take before it is given up.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a container is made from.
 #[derive(Debug)]
@@ -57,7 +54,7 @@ pub async fn run(
     let rootfs = Rootfs::new(&environment.run, id);
     let mut launched = None;
     let steps = async {
-        cgroup.apply(&spec.limits)?;
+        cgroup.apply(&spec.limits, Writer::Caller).await?;
         cgroup.limit_devices(&spec.device_rules)?;
         let joined = join::resolve(environment, registry, spec).await?;
         let user = joined.user.as_ref();
@@ -83,7 +80,7 @@ pub async fn run(
         Ok((stdio, init.ready(environment).await?, joined.user))
     };
     let result = tokio::select! {
-        result = tokio::time::timeout(DEADLINE, steps) => result.unwrap_or(Err(Error::Deadline("the creation"))),
+        result = tokio::time::timeout(deadline::PROCESS, steps) => result.unwrap_or(Err(Error::Deadline("the creation"))),
         _ = cancel => Err(Error::Cancelled),
     };
     match (result, launched) {

@@ -144,12 +144,17 @@ impl Launched {
         }
     }
 
-    /// Kills and reaps a process that will not be used.
-    pub async fn abort(&self, children: &Children) {
+    /// Kills it; who waits for it reaps it.
+    pub fn kill(&self) {
         match process::send_signal(self.pidfd.as_fd(), libc::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => log::error!("cannot kill process {}: {error}", self.pid),
         }
+    }
+
+    /// Kills and reaps a process that will not be used.
+    pub async fn abort(&self, children: &Children) {
+        self.kill();
         if let Err(error) = self.reap(children).await {
             log::error!("cannot reap process {}: {error}", self.pid);
         }

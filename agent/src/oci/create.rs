@@ -14,7 +14,7 @@ use super::arguments::{Afterwards, Attention, Creation, Running};
 use super::bundle::{Bundle, Joined, Kind, Volume};
 use super::store::{self, Record, Store};
 use super::{OciError, control, foreground, hooks};
-use crate::cgroup::{Cgroup, CgroupParent};
+use crate::cgroup::{Cgroup, CgroupParent, Writer};
 use crate::container::{Registry, resolve_namespaces};
 use crate::environment::Environment;
 use crate::launch::{self, ChildStdio, Launched};
@@ -122,7 +122,7 @@ async fn assemble(
 ) -> Result<(Created, Record), OciError> {
     let environment =
         Environment::prepare(&workshop.place, parent, Disks::Directories(workshop.place.clone()))?;
-    cgroup.apply(&bundle.spec.limits)?;
+    cgroup.apply(&bundle.spec.limits, Writer::Caller).await?;
     cgroup.limit_devices(&bundle.spec.device_rules)?;
     let root = Rootfs::existing(&workshop.place, workshop.root(&bundle.rootfs)?);
     workshop.volumes(&bundle.volumes)?;

@@ -292,15 +292,15 @@ impl Guest {
         }
     }
 
+    /// Where the cgroups of containers are, seen through the agent's own mounts.
+    pub fn cgroup_directory(&self) -> PathBuf {
+        let directory = self.directory.path().display();
+        format!("/proc/{}/root{directory}/cgroup/{}", self.agent_pid(), self.cgroup).into()
+    }
+
     /// Names of the cgroups of containers, seen through the agent's own mounts.
     pub fn container_cgroups(&self) -> Vec<String> {
-        let path = format!(
-            "/proc/{}/root{}/cgroup/{}",
-            self.agent_pid(),
-            self.directory.path().display(),
-            self.cgroup
-        );
-        std::fs::read_dir(path)
+        std::fs::read_dir(self.cgroup_directory())
             .unwrap()
             .filter_map(Result::ok)
             .filter(|entry| entry.file_type().unwrap().is_dir())

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::proto::Code;
 
-use crate::Fault;
+use crate::fault::{Fault, note};
 
 /// Names a process: container and exec.
 pub type Key = (String, String);
@@ -89,6 +89,7 @@ impl FakeAgent {
 
     /// Takes a stream for its one attachment.
     pub fn take(&self, key: &Key, kind: StreamKind) -> Option<Pipes> {
+        self.fault.at("stream");
         let mut processes = self.processes.lock().unwrap();
         let pipes = &mut processes.get_mut(key)?.pipes;
         let taken = match kind {
@@ -118,6 +119,16 @@ impl FakeAgent {
         let mut command = Command::new(&args[0]);
         command.args(&args[1..]).stdin(stdin).stdout(stdout).stderr(stderr);
         command.env("PATH", "/usr/bin:/bin");
+        // Processes end with their VM.
+        // SAFETY: prctl is a plain system call on integers, between fork and exec.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
         let Ok(mut child) = command.spawn() else {
             let message = format!("exec: {:?}: executable file not found in $PATH", args[0]);
             return refuse(Code::NOT_FOUND, &message);
@@ -156,12 +167,19 @@ impl Agent for FakeAgent {
             format!("{} {}", interface.name, addresses.join(","))
         });
         let interfaces: Vec<_> = interfaces.collect();
-        crate::note(&format!("configured {}; {} routes", interfaces.join("; "), request.routes.len()));
+        self.fault.at("configure-network");
+        note("network", &format!("configured {}; {} routes", interfaces.join("; "), request.routes.len()));
         Ok(api::Empty::new())
     }
 
     async fn bind_slot(&self, _: &TtrpcContext, request: api::SlotRequest) -> ttrpc::Result<api::Empty> {
-        crate::note(&format!("bound {}", request.slot));
+        self.fault.at("bind");
+        note("network", &format!("bound {}", request.slot));
+        Ok(api::Empty::new())
+    }
+
+    async fn unbind_slot(&self, _: &TtrpcContext, _: api::SlotRequest) -> ttrpc::Result<api::Empty> {
+        self.fault.at("unbind");
         Ok(api::Empty::new())
     }
 
@@ -175,6 +193,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: api::ConfigurePodRequest,
     ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("configure-pod");
         assert_eq!(request.entropy.len(), 64);
         assert!(request.realtime_nanos > 0 && !request.hostname.is_empty());
         Ok(api::Empty::new())
@@ -223,6 +242,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: api::SignalProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("signal");
         let processes = self.processes.lock().unwrap();
         let Some(process) = processes.get(&(request.container_id, request.exec_id)) else {
             return refuse(Code::NOT_FOUND, "no such process");
@@ -248,6 +268,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: api::ProcessRequest,
     ) -> ttrpc::Result<api::ExitStatus> {
+        self.fault.at("wait");
         let (mut exit, mut draining, sent) = {
             let processes = self.processes.lock().unwrap();
             let Some(process) = processes.get(&key(&request)) else {
@@ -274,10 +295,12 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: api::ResizeTerminalRequest,
     ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("resize");
         Ok(api::Empty::new())
     }
 
     async fn delete_exec(&self, _: &TtrpcContext, request: api::ProcessRequest) -> ttrpc::Result<api::Empty> {
+        self.fault.at("delete-exec");
         self.processes.lock().unwrap().remove(&key(&request));
         Ok(api::Empty::new())
     }
@@ -287,6 +310,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: api::ContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("delete");
         let mut processes = self.processes.lock().unwrap();
         let before = processes.len();
         processes.retain(|(container, _), _| *container != request.container_id);
@@ -297,6 +321,7 @@ impl Agent for FakeAgent {
     }
 
     async fn pause_container(&self, _: &TtrpcContext, _: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
+        self.fault.at("pause");
         Ok(api::Empty::new())
     }
 
@@ -305,6 +330,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: api::ContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("resume");
         Ok(api::Empty::new())
     }
 
@@ -313,6 +339,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: api::UpdateContainerRequest,
     ) -> ttrpc::Result<api::Empty> {
+        self.fault.at("update");
         Ok(api::Empty::new())
     }
 
@@ -321,6 +348,7 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         _: api::ContainerRequest,
     ) -> ttrpc::Result<api::ContainerStatsResponse> {
+        self.fault.at("usage");
         let memory = api::MemoryStats { usage_bytes: 4096, ..Default::default() };
         Ok(api::ContainerStatsResponse { memory: Some(memory).into(), ..Default::default() })
     }

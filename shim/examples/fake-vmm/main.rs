@@ -1,13 +1,14 @@
 //! A monitor without a VM, for the shim's tests: speaks the control protocol on descriptor 3 and plays the agent
 //! itself. "Containers" are processes of the host.
 //!
-//! `fake-vmm [FAULT]`: what is to go wrong, see [`Fault`].
+//! `fake-vmm FAULT FOLDER`: what is to go wrong, see [`Fault`], and where the test looks for what it is told.
 
 #![allow(clippy::unwrap_used, reason = "a test double: every surprise is a failed test")]
 #![allow(missing_docs)]
 
 mod agent;
 mod broker;
+mod fault;
 mod streams;
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -26,53 +27,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use agent::FakeAgent;
-
-/// What goes wrong, and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Nothing.
-    None,
-    /// The process dies on this request or call.
-    DieAt(&'static str),
-    /// The boot is refused.
-    RefuseBoot,
-    /// The guest panics instead of coming up.
-    Panic,
-    /// The guest never comes up.
-    Silent,
-}
-
-const STEPS: [&str; 12] = [
-    "hello", "jail", "machine", "disk", "network", "vsock", "boot", "info", "create", "start", "exec",
-    "shutdown",
-];
-
-impl Fault {
-    fn parse(word: Option<&str>) -> Self {
-        match word {
-            None | Some("") => Self::None,
-            Some("refuse-boot") => Self::RefuseBoot,
-            Some("panic") => Self::Panic,
-            Some("silent") => Self::Silent,
-            Some(other) => Self::DieAt(STEPS.into_iter().find(|step| *step == other).unwrap()),
-        }
-    }
-
-    /// Dies if this is the moment.
-    pub fn at(self, step: &str) {
-        if self == Self::DieAt(STEPS.into_iter().find(|known| *known == step).unwrap()) {
-            exit(9);
-        }
-    }
-}
-
-/// What the network was told, for the test to read: appended to a file in the test's directory.
-pub fn note(line: &str) {
-    use std::io::Write;
-    let path = std::path::Path::new(&std::env::args().nth(2).unwrap()).join("network");
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-    writeln!(file, "{line}").unwrap();
-}
+use fault::{Fault, note};
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("broker") {
@@ -104,7 +59,7 @@ fn main() {
             }
             Request::AddNetwork(network) => {
                 fault.at("network");
-                note(&format!("device {} mtu {}", network.name, network.mtu));
+                note("network", &format!("device {} mtu {}", network.name, network.mtu));
                 taps.extend(fds);
             }
             Request::AddVsock(_) => {
@@ -140,11 +95,21 @@ fn main() {
                         match received.message {
                             Request::Stop => break,
                             Request::Stats => {
+                                fault.at("stats");
                                 let stats = VmStats { vm_exits: 7, ..VmStats::default() };
                                 reading.send(&Message::Stats(stats), &[]).unwrap();
                             }
+                            Request::AddDisk(_) => {
+                                fault.at("plug");
+                                reading.send(&Message::Plugged { slot: 8 }, &[]).unwrap();
+                            }
+                            Request::Unplug { .. } => {
+                                fault.at("unplug");
+                                reading.send(&Message::Done, &[]).unwrap();
+                            }
                             Request::AddNetwork(network) => {
-                                note(&format!("plugged {} mtu {}", network.name, network.mtu));
+                                fault.at("plug");
+                                note("network", &format!("plugged {} mtu {}", network.name, network.mtu));
                                 taps.extend(received.fds);
                                 reading.send(&Message::Plugged { slot: 9 }, &[]).unwrap();
                             }
@@ -155,12 +120,12 @@ fn main() {
                 });
                 run_guest(fault, control, listener.unwrap(), ports.pop().unwrap());
             }
-            Request::AddEntropy
-            | Request::AddBalloon
+            Request::AddFs(_) => fault.at("fs"),
+            Request::AddEntropy => fault.at("entropy"),
+            Request::AddBalloon
             | Request::AddHotplugMemory { .. }
             | Request::SetHotplugMemory { .. }
             | Request::AddPmem(_)
-            | Request::AddFs(_)
             | Request::SetBalloon { .. }
             | Request::Unplug { .. }
             | Request::Pause
@@ -186,6 +151,7 @@ fn run_guest(fault: Fault, control: Arc<Channel>, listener: OwnedFd, port: Owned
             let connection = PortConnection { port: CONTROL_PORT, guest_port: 49152 };
             Channel::from(port).send(&connection, &[theirs.as_fd()]).unwrap();
             drop(theirs);
+            fault::agent_connection(&ours);
             ours.set_nonblocking(true).unwrap();
             let ours = UnixStream::from_std(ours).unwrap();
             let once = futures::stream::unfold(Some(ours), |ours| async {

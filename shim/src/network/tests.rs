@@ -138,10 +138,7 @@ fn nothing_is_left_in_the_namespace() {
         drop(devices);
         pod.redirections().remove(Arc::clone(pod.namespace())).await.unwrap();
         assert_eq!(pod.namespace().run(names).await.unwrap(), before);
-        let has_queue = |socket: &Socket| {
-            let links = hull_netlink::link::list(socket, hull_netlink::link::Statistics::Without).unwrap();
-            Ok(links.iter().any(|link| redirect::has_queue(socket, link.index).unwrap()))
-        };
+        let has_queue = |socket: &Socket| Ok(!redirect::queues(socket).unwrap().is_empty());
         assert!(!pod.namespace().run(has_queue).await.unwrap());
         pod.redirections().remove(Arc::clone(pod.namespace())).await.unwrap();
     });
@@ -193,9 +190,8 @@ fn what_cannot_be_is_said() {
         let error =
             PodNetwork::open(&NetworkChoice::At("/nowhere/netns".into())).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot open the network namespace /nowhere/netns: "), "{error}");
-        let mut pod =
-            PodNetwork::open(&NetworkChoice::At("/proc/self/ns/uts".into())).await.unwrap().unwrap();
-        let error = pod.settle().await.unwrap_err().to_string();
+        let error =
+            PodNetwork::open(&NetworkChoice::At("/proc/self/ns/uts".into())).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot enter the network namespace: "), "{error}");
     });
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hull_protocol::agent::ANSWER_DEADLINE;
 use hull_protocol::agent::api::agent::{
     ConfigureNetworkRequest, ConfigurePodRequest, ContainerRequest, ContainerStatsResponse,
     CreateContainerRequest, CreateExecRequest, ExitStatus, InfoRequest, InfoResponse, OnlineCpusRequest,
@@ -17,8 +18,8 @@ use ttrpc::proto::Code;
 
 use super::{VmEnd, VmEnded, printable};
 
-/// For what the agent answers without waiting for anything but itself; generous, because hosts may be slow.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// When an agent that keeps its own deadline has answered; generous, because hosts may be slow.
+const DEADLINE: Duration = ANSWER_DEADLINE.saturating_add(Duration::from_secs(10));
 
 /// Why the agent did not do as asked.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,8 @@ use hull_protocol::agent::api::agent::{ContainerRequest, CreateContainerRequest,
 use hull_protocol::agent::is_valid_id;
 
 use super::{
-    Abandon, Abandoned, Booting, BrokerError, Export, PlugError, Pod, PodState, Ports, PowerOff, RootfsNames,
-    RootfsPlan, Slot, StartError, Vm, VmSpec, start_ticks,
+    Abandon, Abandoned, Booting, BrokerError, Export, Journal, PlugError, Pod, PodState, Ports, PowerOff,
+    RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec,
 };
 use crate::container::{Container, Ending, Kind, SandboxEnd, own_record, shim_record, supervise_init};
 use crate::error::TaskError;
@@ -258,16 +258,9 @@ impl Pod {
     }
 
     async fn boot(&self, spec: VmSpec, bundle: &Path, abandoned: &Abandoned) -> Result<Arc<Vm>, TaskError> {
-        let booting = Booting::prepare(spec, &self.config, abandoned).await?;
-        // On disk before it runs: `delete` must find it even if this process is killed now.
-        let mut record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
-        record.vmm_pid = Some(booting.pid());
-        record.vmm_start_ticks = start_ticks(booting.pid());
-        record.network = booting.network_record();
-        if let Err(error) = record.write(bundle) {
-            booting.abandon().await;
-            return Err(error.into());
-        }
+        let record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
+        let journal = Journal::new(bundle.to_owned(), record);
+        let booting = Booting::prepare(spec, &self.config, journal, abandoned).await?;
         Ok(Arc::new(booting.boot(abandoned).await?))
     }
 }

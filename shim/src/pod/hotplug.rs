@@ -136,7 +136,8 @@ mod tests {
     use hull_protocol::vmm::{DiskAccess, DiskDiscard, DiskExtent, RateLimits};
 
     use super::*;
-    use crate::pod::{Abandon, Booting, PowerOff, VmSpec};
+    use crate::pod::{Abandon, Booting, Journal, PowerOff, VmSpec};
+    use crate::record::ShimRecord;
 
     fn disk(serial: &str) -> Disk {
         let mut file = tempfile::tempfile().unwrap();
@@ -197,7 +198,8 @@ mod tests {
             };
             let (_wanted, abandoned) = Abandon::new();
             let config = crate::config::Config::load().unwrap();
-            let booting = Booting::prepare(spec, &config, &abandoned).await.unwrap();
+            let journal = Journal::new(folder.path().to_owned(), ShimRecord::default());
+            let booting = Booting::prepare(spec, &config, journal, &abandoned).await.unwrap();
             let vm = booting.boot(&abandoned).await.unwrap();
             assert!(has_disk(&vm, "first").await);
             for (count, running) in [(1, 1), (3, 3), (2, 3), (4, 4)] {

@@ -7,7 +7,7 @@ use hull_netlink::socket::Watcher;
 use hull_protocol::agent::api::agent::ConfigureNetworkRequest;
 use hull_protocol::vmm::{Request, Unplug};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::hotplug::PlugError;
 use super::{Agent, Monitor, StartError};
@@ -28,7 +28,7 @@ pub struct Settled {
 #[derive(Clone)]
 pub struct Keeper {
     asks: mpsc::Sender<oneshot::Sender<Result<(), StartError>>>,
-    record: watch::Receiver<Option<NetworkRecord>>,
+    record: Option<NetworkRecord>,
 }
 
 impl Keeper {
@@ -38,8 +38,8 @@ impl Keeper {
         let failed = |source| NetworkError::Namespace { what: "watch the pod's network".to_owned(), source };
         let watcher = crate::readiness::watch(watcher).map_err(failed)?;
         let (asks, inbox) = mpsc::channel(1);
-        let (records, record) = watch::channel(settled.network.record());
-        tokio::spawn(Keeping { settled, monitor, agent, records }.run(inbox, watcher));
+        let record = settled.network.record();
+        tokio::spawn(Keeping { settled, monitor, agent }.run(inbox, watcher));
         Ok(Self { asks, record })
     }
 
@@ -53,9 +53,9 @@ impl Keeper {
         answered.await.unwrap_or(Ok(()))
     }
 
-    /// What is enough to clean up without this process.
+    /// What is enough to clean the namespace up without this process.
     pub fn record(&self) -> Option<NetworkRecord> {
-        self.record.borrow().clone()
+        self.record.clone()
     }
 }
 
@@ -63,7 +63,6 @@ struct Keeping {
     settled: Settled,
     monitor: Monitor,
     agent: Agent,
-    records: watch::Sender<Option<NetworkRecord>>,
 }
 
 impl Keeping {
@@ -97,7 +96,6 @@ impl Keeping {
 
     async fn settle(&mut self) -> Result<(), StartError> {
         let (devices, description) = self.settled.network.settle().await?;
-        self.records.send_replace(self.settled.network.record());
         for device in devices {
             let mac = device.config.mac;
             if let Err(error) = self.plug(device).await {

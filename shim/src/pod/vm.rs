@@ -25,13 +25,13 @@ use super::hotplug::PlugError;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
 use super::{
-    Abandoned, Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Monitor,
-    MonitorError, RootfsNames, VmEnd, jail, printable,
+    Abandoned, Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Journal,
+    Monitor, MonitorError, RootfsNames, VmEnd, jail, printable,
 };
 use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
-use crate::record::BootRecord;
+use crate::record::{BootRecord, RecordError};
 use crate::spec::NetworkChoice;
 use crate::undo::{Undo, UndoError, remove_file};
 
@@ -133,6 +133,9 @@ pub enum StartError {
         /// The console's last lines.
         console: ConsoleTail,
     },
+    /// The processes of the VM could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The agent spoke and something was wrong.
     #[error("the agent in the guest failed: {0}")]
     Agent(#[from] AgentError),
@@ -216,10 +219,15 @@ struct VmSpecRest {
 
 impl Booting {
     /// Opens everything and starts the monitor process; the VM does not exist yet.
-    pub async fn prepare(spec: VmSpec, config: &Config, abandoned: &Abandoned) -> Result<Self, StartError> {
+    pub async fn prepare(
+        spec: VmSpec,
+        config: &Config,
+        journal: Journal,
+        abandoned: &Abandoned,
+    ) -> Result<Self, StartError> {
         let mut undo = Undo::default();
         let since = Instant::now();
-        match abandoned.or(Self::build(spec, config, &mut undo)).await {
+        match abandoned.or(Self::build(spec, config, journal, &mut undo)).await {
             Ok((monitor, connections, network, spec)) => {
                 Ok(Self { monitor, connections, network, spec, since, undo })
             }
@@ -234,6 +242,7 @@ impl Booting {
     async fn build(
         spec: VmSpec,
         config: &Config,
+        mut journal: Journal,
         undo: &mut Undo,
     ) -> Result<(Monitor, AsyncChannel, Option<Settled>, VmSpecRest), StartError> {
         let artifacts = Artifacts::find(&config.artifacts)?;
@@ -264,6 +273,9 @@ impl Booting {
 
         let (network, devices) = match PodNetwork::open(&spec.network).await? {
             Some(network) => {
+                if let Some(record) = network.record() {
+                    journal.network(record)?;
+                }
                 let (settled, devices) = join(network, undo).await?;
                 (Some(settled), devices)
             }
@@ -277,6 +289,7 @@ impl Booting {
             killed.kill().await;
             Ok(())
         });
+        journal.monitor(monitor.pid())?;
         let seen = if network.is_some() { JailNetwork::Inherited } else { JailNetwork::Empty };
         let jail = jail::of_monitor(monitor.pid(), config.jail, seen);
         if jail == JailConfig::Unprivileged {
@@ -334,16 +347,6 @@ impl Booting {
         Ok((monitor, connections, network, rest))
     }
 
-    /// The monitor's process id.
-    pub fn pid(&self) -> u32 {
-        self.monitor.pid()
-    }
-
-    /// What the shim has changed in the pod's network namespace.
-    pub fn network_record(&self) -> Option<NetworkRecord> {
-        self.network.as_ref().and_then(|settled| settled.network.record())
-    }
-
     /// Boots, and waits for the agent. Everything is undone when that fails.
     pub async fn boot(self, abandoned: &Abandoned) -> Result<Vm, StartError> {
         let Self { monitor, connections, network, spec, since, mut undo } = self;
@@ -381,12 +384,6 @@ impl Booting {
                 Err(error)
             }
         }
-    }
-
-    /// Undoes what was prepared.
-    pub async fn abandon(self) {
-        // The failures are logged.
-        let _ = self.undo.run().await;
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "every test program uses a part")]
 
+pub mod containerd;
+pub mod namespace;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -17,6 +20,7 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Pod {
+    environment: String,
     pub dir: TempDir,
     pub id: String,
     pub shim: Shim,
@@ -42,27 +46,17 @@ impl Pod {
         Self::with(id, args, "", "")
     }
 
-    /// `fault` goes to the fake monitor, `environment` are assignments for the shim.
+    /// `fault` goes to the fake monitor, `environment` are assignments for the shim, and lines of a shell script before it.
     pub fn with(id: &str, args: &[&str], fault: &str, environment: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("hs").tempdir_in("/tmp").unwrap();
         let root = dir.path().display();
         let bundle = dir.path().join("b");
         fs::create_dir(&bundle).unwrap();
         fs::write(dir.path().join("index"), vec![0; 4096]).unwrap();
-        let vmm = dir.path().join("vmm");
         // The directory on the command line lets the leak check find it.
-        script(&vmm, &format!("exec {} '{fault}' {root}", fake_vmm().display()));
         script(&dir.path().join("fsd"), &format!("exec {} broker {root}", fake_vmm().display()));
         let binary = dir.path().join("shim");
         let index = dir.path().join("index");
-        let exe = env!("CARGO_BIN_EXE_containerd-shim-hull-v2");
-        script(
-            &binary,
-            &format!(
-                "export HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_FSD={root}/fsd HULL_KERNEL={index} HULL_INITRAMFS={index} {environment}\nexec {exe} \"$@\"",
-                index = index.display()
-            ),
-        );
         let shim = Shim {
             binary,
             namespace: "test".into(),
@@ -85,7 +79,33 @@ impl Pod {
         mount.source = index.display().to_string();
         mount.options = vec!["ro".into()];
         request.rootfs = vec![mount];
-        Self { dir, id: id.into(), shim, config, request }
+        let pod = Self { environment: environment.into(), dir, id: id.into(), shim, config, request };
+        pod.set_fault(fault);
+        pod.set_environment(&pod.environment);
+        pod
+    }
+
+    /// What goes wrong in the next VM.
+    pub fn set_fault(&self, fault: &str) {
+        let root = self.dir.path().display();
+        script(&self.file("vmm"), &format!("exec {} '{fault}' {root}", fake_vmm().display()));
+    }
+
+    /// How the next shim is run.
+    pub fn set_environment(&self, environment: &str) {
+        let root = self.dir.path().display();
+        let exe = env!("CARGO_BIN_EXE_containerd-shim-hull-v2");
+        let text = format!(
+            "export HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_FSD={root}/fsd HULL_KERNEL={root}/index HULL_INITRAMFS={root}/index {environment}\nexec {exe} \"$@\""
+        );
+        script(&self.shim.binary, &text);
+    }
+
+    /// A containerd that listens to this pod's shim.
+    pub fn containerd(&self) -> containerd::Containerd {
+        let socket = self.file("events");
+        self.set_environment(&format!("TTRPC_ADDRESS={} {}", socket.display(), self.environment));
+        containerd::Containerd::listen(&socket)
     }
 
     /// The sandbox of a pod, as containerd's CRI plugin would have it.
@@ -99,6 +119,19 @@ impl Pod {
 
     /// A further container of this sandbox's: its bundle and request. `start` was run for it.
     pub fn member(&self, id: &str, args: &[&str]) -> CreateTaskRequest {
+        let request = self.member_request(id, args);
+        let shim = Shim { id: id.into(), bundle: PathBuf::from(&request.bundle), ..self.shim.clone() };
+        let address = shim.start().unwrap();
+        assert_eq!(
+            address,
+            fs::read_to_string(self.bundle().join("address")).unwrap(),
+            "one shim for the pod"
+        );
+        request
+    }
+
+    /// The same, without a `start`.
+    pub fn member_request(&self, id: &str, args: &[&str]) -> CreateTaskRequest {
         let bundle = self.file(id);
         fs::create_dir_all(&bundle).unwrap();
         let mut config = self.config.clone();
@@ -108,13 +141,6 @@ impl Pod {
         config["annotations"]["io.kubernetes.cri.container-type"] = "container".into();
         config.as_object_mut().unwrap().remove("hostname");
         fs::write(bundle.join("config.json"), config.to_string()).unwrap();
-        let shim = Shim { id: id.into(), bundle: bundle.clone(), ..self.shim.clone() };
-        let address = shim.start().unwrap();
-        assert_eq!(
-            address,
-            fs::read_to_string(self.bundle().join("address")).unwrap(),
-            "one shim for the pod"
-        );
         let mut request = CreateTaskRequest::new();
         request.id = id.into();
         request.bundle = bundle.display().to_string();

@@ -1,13 +1,15 @@
-//! What is done to all processes of a container: signals, freezing, listing; and who may join them.
+//! What is done to all processes of a container: signals, freezing, limits, listing; and who may join them.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::{Actor, Event, Existence, Freezer, answer, report};
+use crate::cgroup::Writer;
 use crate::container::handle::{Reply, Target};
 use crate::container::process::State;
 use crate::error::Error;
 use crate::launch::Kept;
+use crate::spec::Limits;
 
 impl Actor {
     pub(super) fn signal(&mut self, target: &Target, signal: i32) -> Result<(), Error> {
@@ -61,6 +63,19 @@ impl Actor {
         self.cgroup(ACTION)?.thaw()?;
         self.freezer = Freezer::Thawed;
         Ok(())
+    }
+
+    pub(super) fn update(&self, limits: Limits, reply: Reply<()>) {
+        let cgroup = match self.cgroup("update") {
+            Ok(cgroup) => cgroup.clone(),
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let (updates, children) = (self.updates.clone(), self.environment.children.clone());
+        tokio::spawn(async move {
+            let _turn = updates.lock().await;
+            let result = cgroup.apply(&limits, Writer::Helper(&children)).await;
+            answer(reply, result.map_err(Error::from));
+        });
     }
 
     pub(super) fn pids(&self) -> Result<Vec<u32>, Error> {

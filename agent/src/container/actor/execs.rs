@@ -4,11 +4,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use hull_protocol::agent::api::agent as api;
 
-use super::{Actor, EXECS_MAX, Event, Freezer, Removal, answer, not_run, report};
+use super::{Actor, EXECS_MAX, Event, Freezer, Removal, answer, not_run, report, running};
 use crate::container::handle::{ProcessName, Reply};
 use crate::container::process::{Process, State};
 use crate::error::Error;
-use crate::launch::{self, LaunchError, Launched};
+use crate::launch::{self, Launched};
 use crate::spec::ProcessSpec;
 use crate::stdio::Prepared;
 
@@ -42,7 +42,7 @@ impl Actor {
                 }
                 let (environment, events) = (self.environment.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let result = launched.running(&environment).await;
+                    let result = running(&mut launched, &environment).await;
                     report(&events, Event::ExecRuns { id, launched, stdio, result });
                 });
             }
@@ -99,11 +99,11 @@ impl Actor {
         id: &str,
         launched: Box<Launched>,
         stdio: Prepared,
-        result: Result<Option<OwnedFd>, LaunchError>,
+        result: Result<Option<OwnedFd>, Error>,
     ) {
         let cgroup = self.cgroup("start an exec").cloned();
         let Some(exec) = self.execs.get_mut(id) else { return };
-        let streams = result.map_err(Error::from).and_then(|terminal| {
+        let streams = result.and_then(|terminal| {
             stdio
                 .start(terminal, &exec.phase.subscribe())
                 .map_err(Error::system("watch the standard streams"))
