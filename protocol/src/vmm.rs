@@ -37,8 +37,8 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 /// The most file descriptors with one message (the kernel's `SCM_MAX_FD`).
 pub const FDS_MAX: usize = 253;
 
-/// The monitor's exit status after a system call that its filter denies; its last line on standard error names the
-/// call. There is no [`Message::Exited`] then.
+/// The exit status of the monitor, and of the file broker, after a system call that its filter denies; its last line on
+/// standard error names the call. There is no [`Message::Exited`] then.
 pub const DENIED_STATUS: i32 = 6;
 
 /// What the shim asks. Everything up to [`Request::Boot`] describes the VM; nothing of it runs before. Disks, networks and

@@ -138,6 +138,18 @@ pub struct BootRecord {
     pub vm_exits: u64,
     /// Those of them that reached the monitor.
     pub monitor_exits: u64,
+    /// Those of them that were accesses to registers of devices.
+    #[serde(default)]
+    pub mmio_exits: u64,
+    /// Interrupts injected until then, as KVM counts them.
+    #[serde(default)]
+    pub interrupts: u64,
+    /// Interrupts that devices raised; several may have become one of those.
+    #[serde(default)]
+    pub device_interrupts: u64,
+    /// Queue notifications, which reach the monitor without stopping a vCPU.
+    #[serde(default)]
+    pub notifications: u64,
 }
 
 /// Why a record could not be read or written.

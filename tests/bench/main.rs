@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 mod memory;
 mod monitor;
+#[path = "../../vmm/tests/support/tap.rs"]
+mod tap;
 
 /// Counted runs of each side, after one that is not counted.
 const ROUNDS: usize = 7;
@@ -111,6 +113,10 @@ fn start(hull: &Hull, table: &mut Table) {
     table.alone("exec of hull-vmm to agent ready", millis(microseconds("agent_ready_us")));
     table.alone("VM exits up to agent ready, as KVM counts them", count("vm_exits"));
     table.alone("exits up to agent ready that reach the monitor", count("monitor_exits"));
+    table.alone("MMIO exits up to agent ready", count("mmio_exits"));
+    table.alone("interrupts injected up to agent ready, the timer's included", count("interrupts"));
+    table.alone("interrupts raised by devices up to agent ready", count("device_interrupts"));
+    table.alone("queue notifications up to agent ready, none of them an exit", count("notifications"));
 }
 
 /// What a container costs that does nothing.

@@ -13,14 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::memory;
+use crate::tap::tap;
 use hull_protocol::vmm::{
     CONTROL_FD, Channel, CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig,
     JailNetwork, MachineConfig, Message, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION,
     VsockConfig,
 };
-use nix::sched::{CloneFlags, unshare};
-
-use crate::memory;
 
 const ROUNDS: usize = 200;
 const GUEST_MIB: u32 = 64;
@@ -179,22 +178,6 @@ fn beside_this_program() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let target = program.ancestors().find(|folder| folder.ends_with("target")).unwrap();
     target.join("release/hull-vmm")
-}
-
-/// A tap in a network namespace of its own.
-fn tap() -> OwnedFd {
-    let made = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("taps need root");
-        let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-        // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
-        // SAFETY: the request reads and writes one `ifreq`, which lives through the call.
-        assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }, 0);
-        OwnedFd::from(tap)
-    });
-    made.join().unwrap()
 }
 
 /// The values below which half and 99 of 100 are.

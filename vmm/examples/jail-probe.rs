@@ -1,17 +1,18 @@
-//! Closes the monitor's own jail or filters around itself and then misbehaves, for the tests of the jail:
+//! Closes the monitor's own jail, its filters or the file broker's around itself and then misbehaves, for the tests of the jail:
 //!
 //! - `jail-probe full ID` and `jail-probe unprivileged`: closes the jail and says what it can still do, a line each.
 //! - `jail-probe nobody LEVEL`: the same, as a user without privileges.
-//! - `jail-probe event-loop|vcpu|files|nothing call NUMBER [ARGUMENT...]`: closes that filter and makes a system call.
-//! - `jail-probe event-loop|vcpu|files|nothing panic`, `... live`: panics; or does what any thread does, in a thread that ends.
+//! - `jail-probe event-loop|vcpu|files|broker|nothing call NUMBER [ARGUMENT...]`: closes that filter and makes a system call.
+//! - `jail-probe event-loop|vcpu|files|broker|nothing panic`, `... live`: panics; or does what any thread does, in a thread that ends.
 
 use std::error::Error;
 use std::fs::File;
 
 use hull_protocol::vmm::{JailConfig, JailNetwork};
+use hull_vmm::jail;
+use hull_vmm::jail::denied::{self, Program};
 use hull_vmm::jail::filters::Role;
 use hull_vmm::jail::seccomp::{Filter, FilterError};
-use hull_vmm::jail::{self, denied};
 use nix::errno::Errno;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -35,10 +36,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 _ => inside(JailConfig::Unprivileged),
             }
         }
-        ["nothing", ref what @ ..] => under(Filter::of_never, what),
-        ["event-loop", ref what @ ..] => under(|| Filter::of(Role::EventLoop), what),
-        ["vcpu", ref what @ ..] => under(|| Filter::of(Role::Vcpu), what),
-        ["files", ref what @ ..] => under(|| Filter::of(Role::Files), what),
+        ["nothing", ref what @ ..] => under(Program::Monitor, Filter::of_never, what),
+        ["event-loop", ref what @ ..] => under(Program::Monitor, || Filter::of(Role::EventLoop), what),
+        ["vcpu", ref what @ ..] => under(Program::Monitor, || Filter::of(Role::Vcpu), what),
+        ["files", ref what @ ..] => under(Program::Monitor, || Filter::of(Role::Files), what),
+        ["broker", ref what @ ..] => under(Program::Broker, || Filter::of(Role::Broker), what),
         _ => Err("see the head of its source".into()),
     }
 }
@@ -66,8 +68,12 @@ fn inside(config: JailConfig) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn under(filter: impl Fn() -> Result<Filter, FilterError>, what: &[&str]) -> Result<(), Box<dyn Error>> {
-    denied::report()?;
+fn under(
+    program: Program,
+    filter: impl Fn() -> Result<Filter, FilterError>,
+    what: &[&str],
+) -> Result<(), Box<dyn Error>> {
+    denied::report(program)?;
     std::panic::set_hook(Box::new(|_| std::process::abort()));
     match what {
         ["call", numbers @ ..] => {

@@ -83,7 +83,7 @@ pub fn enter(config: JailConfig) -> Result<(), JailError> {
 
 /// Denies for good what no thread does in there, and has every denied system call named.
 pub fn forbid() -> Result<(), JailError> {
-    denied::report()?;
+    denied::report(denied::Program::Monitor)?;
     Ok(seccomp::Filter::of_never()?.close()?)
 }
 

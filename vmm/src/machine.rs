@@ -219,6 +219,7 @@ impl Machine {
             version: STATS_VERSION,
             ram_bytes: self.ram.bytes(),
             vm_exits: self.vcpus.iter().filter_map(VcpuThread::kvm_exits).sum(),
+            interrupts: self.vcpus.iter().filter_map(VcpuThread::kvm_interrupts).sum(),
             hotplug: self.hotplug.as_ref().map(MemControl::stats),
             balloon: self.balloon.as_ref().map(|balloon| Box::new(balloon.stats())),
             console_bytes: self.shared.bus.console().bytes(),

@@ -1,97 +1,20 @@
 //! The real `hull-fsd`, as the shim starts it, with a monitor that was taken over.
 
-#![allow(clippy::unwrap_used, reason = "tests, with helpers outside of test functions")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests, with helpers outside of test functions")]
+
+mod support;
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hull_protocol::fs::{
-    BrokerChannel, Bytes, CONTROL_FD, Caller, Control, ControlReply, ExportAccess, Make, Name, NodeId, ROOT,
-    Reply, Request, VERSION,
-};
+use hull_protocol::fs::{BrokerChannel, Bytes, Caller, Control, Make, NodeId, ROOT, Reply, Request};
 use hull_protocol::vmm::Channel;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-
-struct Broker {
-    process: Child,
-    control: Channel,
-    monitor: BrokerChannel,
-    folder: tempfile::TempDir,
-}
+use support::broker::{Broker, name};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0 };
-
-impl Broker {
-    fn start() -> Self {
-        let (control, theirs) = Channel::pair().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hull-fsd"));
-        command.stdin(Stdio::null()).env_clear();
-        let fd = theirs.as_raw_fd();
-        // SAFETY: only dup2, which may be called between fork and exec.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(fd, CONTROL_FD) {
-                CONTROL_FD => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
-        let process = command.spawn().unwrap();
-        drop(theirs);
-        let (monitor, broker) = BrokerChannel::pair().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let this = Self { process, control, monitor, folder };
-        this.say(&Control::Hello { version: VERSION }, None);
-        this.say(&Control::Serve, Some(&broker.into()));
-        let root = open(this.folder.path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
-        let name = "x".to_owned();
-        this.say(&Control::AddExport { name, access: ExportAccess::ReadWrite }, Some(&root));
-        this
-    }
-
-    fn say(&self, control: &Control, fd: Option<&OwnedFd>) {
-        let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
-        self.control.send(control, &fds).unwrap();
-        let reply = self.control.receive::<ControlReply>().unwrap().unwrap().message;
-        assert_eq!(reply, ControlReply::Done, "{control:?}");
-    }
-
-    fn ask(&mut self, request: &Request) -> (Reply, Option<OwnedFd>) {
-        self.monitor.send(request, None).unwrap();
-        self.monitor.receive().unwrap()
-    }
-
-    fn root(&mut self) -> NodeId {
-        self.look_up(ROOT, "x").unwrap()
-    }
-
-    fn look_up(&mut self, parent: NodeId, text: &str) -> Result<NodeId, i32> {
-        match self.ask(&Request::Lookup { parent, name: name(text) }).0 {
-            Reply::Entry(entry) => Ok(entry.node),
-            Reply::Error(errno) => Err(errno),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn status(&self) -> String {
-        fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap()
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        // Where a test has failed, the process is of no further interest.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn name(text: &str) -> Name {
-    Name::new(text.as_bytes()).unwrap()
-}
 
 /// Everything the broker does once, so that its filter has seen it, and then what the kernel says about it.
 #[test]
@@ -164,9 +87,12 @@ fn the_jail_is_what_it_should_be_and_leaves_room_for_work() {
     assert_eq!((field("CapEff"), field("CapPrm"), field("CapBnd")), (kept.clone(), kept.clone(), kept));
     assert_eq!((field("CapInh"), field("CapAmb")), ("0".repeat(16), "0".repeat(16)));
     assert_eq!(
-        (field("NoNewPrivs"), field("Seccomp"), field("Threads")),
-        ("1".into(), "2".into(), "1".into())
+        (field("NoNewPrivs"), field("Seccomp"), field("Seccomp_filters"), field("Threads")),
+        ("1".into(), "2".into(), "1".into(), "1".into())
     );
+    // A denied call is told of.
+    let caught = u64::from_str_radix(&field("SigCgt"), 16).unwrap();
+    assert_ne!(caught & 1 << (libc::SIGSYS - 1), 0, "{caught:x}");
     let pid = broker.process.id();
     for space in ["net", "mnt", "ipc", "uts"] {
         let theirs = fs::read_link(format!("/proc/{pid}/ns/{space}")).unwrap();

@@ -4,9 +4,9 @@
 
 mod support;
 
-use std::fs::{self, File};
+use std::fs;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hull_protocol::fs::BrokerChannel;
@@ -14,9 +14,9 @@ use hull_protocol::vmm::{
     DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, FsCache, FsConfig, Message,
     NetworkConfig, NetworkLimits, RateLimits, Request, TokenBucket, Unplug,
 };
-use nix::sched::{CloneFlags, unshare};
 use support::guest::Code;
 use support::shim::{Vmm, file, machine};
+use support::tap::tap;
 
 use FailureCode::{InvalidRequest, NotFound, Resources, WrongState};
 
@@ -132,22 +132,6 @@ fn a_disk_comes_and_goes_a_thousand_times() {
     vmm.done(&Request::Stop, &[]);
     let expected: Vec<u8> = (1..=ROUNDS).flat_map(|round| [u8::try_from(round % 256).unwrap(), 0]).collect();
     assert_eq!(vmm.end().1, expected);
-}
-
-/// A tap in a network namespace of its own, which lives as long as the descriptor.
-fn tap() -> OwnedFd {
-    let made = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("taps need root");
-        let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-        // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
-        // SAFETY: the request reads and writes one `ifreq`.
-        assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }, 0);
-        OwnedFd::from(tap)
-    });
-    made.join().unwrap()
 }
 
 #[test]

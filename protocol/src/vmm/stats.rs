@@ -16,6 +16,10 @@ pub struct VmStats {
     pub ram_bytes: u64,
     /// Exits of all vCPUs as KVM counts them (`KVM_GET_STATS_FD`, "exits"); 0 where KVM cannot say.
     pub vm_exits: u64,
+    /// Interrupts that KVM injected into all vCPUs, those of their own timers among them ("irq_injections"); 0 where it
+    /// cannot say.
+    #[serde(default)]
+    pub interrupts: u64,
     /// Exits that reached the monitor, by kind.
     pub exits: BTreeMap<String, u64>,
     /// What the devices count, by their labels: a kind and a name, "blk-rootfs", or a kind alone, "rng".

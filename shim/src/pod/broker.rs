@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hull_protocol::fs::{BrokerChannel, Control, ControlReply, ExportAccess, VERSION};
-use hull_protocol::vmm::{Channel, ChannelError};
+use hull_protocol::vmm::{Channel, ChannelError, DENIED_STATUS};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tokio::process::Child;
@@ -157,6 +157,9 @@ async fn converse(channel: AsyncChannel, mut child: Child, mut inbox: mpsc::Rece
             ask = inbox.recv() => ask,
             status = child.wait() => {
                 match status {
+                    Ok(status) if status.code() == Some(DENIED_STATUS) => log::error!(
+                        "the file broker made a system call that its jail denies; the log names it: the guest's files are lost"
+                    ),
                     Ok(status) => log::error!("the file broker has ended ({status}): the guest's files are lost"),
                     Err(error) => log::error!("the file broker is lost: {error}"),
                 }

@@ -579,6 +579,10 @@ async fn boot_figures(monitor: &Monitor, took: Duration) -> Option<BootRecord> {
             agent_ready_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             vm_exits: stats.vm_exits,
             monitor_exits: stats.exits.values().sum(),
+            mmio_exits: ["mmio_read", "mmio_write"].iter().filter_map(|kind| stats.exits.get(*kind)).sum(),
+            interrupts: stats.interrupts,
+            device_interrupts: stats.devices.values().map(|device| device.interrupts).sum(),
+            notifications: stats.devices.values().map(|device| device.notifications).sum(),
         }),
         Ok(Err(error)) => {
             log::debug!("the monitor has no figures: {error}");

@@ -5,6 +5,7 @@
 // A test that cannot go on is a test that failed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod budget;
 mod confined;
 mod containerd;
 mod cri;

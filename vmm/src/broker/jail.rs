@@ -18,8 +18,9 @@ use nix::unistd::{chdir, pivot_root};
 use super::handles::HANDLES_MAX;
 use super::nodes::NODES_MAX;
 use crate::jail::capabilities;
-
-pub mod seccomp;
+use crate::jail::denied::{self, Program};
+use crate::jail::filters::Role;
+use crate::jail::seccomp::{Filter, FilterError};
 
 /// Descriptors besides nodes and handles: exports, sockets, and those between two system calls.
 const FDS_BESIDES: usize = 1024;
@@ -45,15 +46,12 @@ pub enum JailError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Capabilities stay.
+    /// A step that the monitor's jail has, too.
     #[error(transparent)]
-    Capabilities(#[from] crate::jail::JailError),
-    /// The filter is wrong.
-    #[error("cannot make the seccomp filter")]
-    Filter(#[from] seccompiler::BackendError),
-    /// The filter was refused.
-    #[error("cannot install the seccomp filter")]
-    Seccomp(#[from] seccompiler::Error),
+    Shared(#[from] crate::jail::JailError),
+    /// System calls cannot be denied.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
 }
 
 /// Goes into the jail for good. Answers `/proc/self/fd`. The process must have one thread.
@@ -64,7 +62,8 @@ pub fn enter() -> Result<OwnedFd, JailError> {
     capabilities::reduce_to(&KEPT)?;
     step("forbid new privileges", nix::sys::prctl::set_no_new_privs())?;
     step("forbid core dumps", nix::sys::prctl::set_dumpable(false))?;
-    seccomp::install()?;
+    denied::report(Program::Broker)?;
+    Filter::of(Role::Broker)?.close()?;
     Ok(proc)
 }
 

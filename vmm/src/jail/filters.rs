@@ -4,6 +4,7 @@
 //! Entries for one call are alternatives. To give new code what it needs, add a file with its list and name it in
 //! [`Role::lists`]; leave it out of the roles that can do without.
 
+mod broker;
 mod device;
 mod disk;
 mod event_loop;
@@ -17,7 +18,7 @@ mod vcpu;
 
 pub use never::NEVER;
 
-/// What a thread does.
+/// What a thread does, or the file broker, which has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The main thread from the start of the vCPUs on: the event loop and the VM's end.
@@ -26,11 +27,15 @@ pub enum Role {
     Vcpu,
     /// Serves a shared directory: moves data between files that the broker has opened and the guest.
     Files,
+    /// The file broker, a process of its own.
+    Broker,
 }
 
 impl Role {
+    /// Those of the monitor's threads.
+    pub const OF_THE_MONITOR: [Self; 3] = [Self::EventLoop, Self::Vcpu, Self::Files];
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::EventLoop, Self::Vcpu, Self::Files];
+    pub const ALL: [Self; 4] = [Self::EventLoop, Self::Vcpu, Self::Files, Self::Broker];
 
     /// What the role may do.
     pub fn rules(self) -> impl Iterator<Item = &'static Rule> {
@@ -50,6 +55,7 @@ impl Role {
             ],
             Self::Vcpu => &[every_thread::RULES, device::RULES, tap::RULES, uring::RULES, vcpu::RULES],
             Self::Files => &[every_thread::RULES, files::RULES],
+            Self::Broker => &[every_thread::RULES, broker::RULES],
         }
     }
 }
@@ -151,13 +157,27 @@ mod tests {
             libc::SYS_io_uring_setup,
             libc::SYS_io_uring_register,
         ];
-        for role in Role::ALL {
+        for role in Role::OF_THE_MONITOR {
             assert_eq!(
                 role.rules().find(|rule| NEVER.contains(&rule.call) || settled.contains(&rule.call)),
                 None,
                 "{role:?}"
             );
         }
+        // The broker names files, relative to descriptors, and does no more of all this.
+        let names = [
+            libc::SYS_openat2,
+            libc::SYS_openat,
+            libc::SYS_mknodat,
+            libc::SYS_symlinkat,
+            libc::SYS_linkat,
+            libc::SYS_unlinkat,
+            libc::SYS_renameat2,
+            libc::SYS_renameat,
+        ];
+        let broker = Role::Broker.rules().map(|rule| rule.call);
+        let denied_elsewhere = broker.filter(|call| NEVER.contains(call) || settled.contains(call));
+        assert_eq!(denied_elsewhere.collect::<Vec<_>>(), names);
     }
 
     #[test]

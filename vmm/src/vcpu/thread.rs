@@ -81,6 +81,11 @@ impl VcpuThread {
     pub fn kvm_exits(&self) -> Option<u64> {
         self.statistics.as_ref()?.read("exits")
     }
+
+    /// The interrupts that KVM injected, where it can say.
+    pub fn kvm_interrupts(&self) -> Option<u64> {
+        self.statistics.as_ref()?.read("irq_injections")
+    }
 }
 
 /// The inside of the thread.

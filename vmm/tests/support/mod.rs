@@ -2,5 +2,11 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod attacks;
+pub mod broker;
+pub mod driver;
 pub mod guest;
+pub mod random;
 pub mod shim;
+pub mod tap;
+pub mod victim;
