@@ -38,4 +38,6 @@ mod spec;
 mod stdio;
 mod streams;
 mod sys;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod volumes;

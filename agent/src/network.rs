@@ -43,6 +43,12 @@ fn kernel(what: impl FnOnce() -> String) -> impl FnOnce(KernelError) -> NetworkE
     move |source| NetworkError::Kernel { what: what(), source }
 }
 
+/// Whether a description can be right.
+#[cfg(any(test, feature = "testing"))]
+pub fn check(request: &api::ConfigureNetworkRequest) -> Result<(), NetworkError> {
+    Plan::parse(request).map(drop)
+}
+
 /// Makes the network what is described; everything is checked before anything is changed.
 pub fn configure(request: &api::ConfigureNetworkRequest) -> Result<(), NetworkError> {
     let plan = Plan::parse(request)?;

@@ -55,13 +55,9 @@ pub fn info() -> api::InfoResponse {
     }
 }
 
-/// Applies the settings; everything is checked before anything is changed.
-pub fn configure(environment: &Environment, request: &api::ConfigurePodRequest) -> Result<(), PodError> {
+/// The host name and the kernel parameters that a request asks for, all of which is checked.
+pub fn check(request: &api::ConfigurePodRequest) -> Result<(CString, Vec<Sysctl>), PodError> {
     let invalid = |field, reason: String| PodError::Invalid { field, reason };
-    let failed = |what: &str| {
-        let what = what.to_owned();
-        move |source| PodError::System { what, source }
-    };
     if request.hostname.len() > HOSTNAME_MAX {
         return Err(invalid("hostname", format!("longer than {HOSTNAME_MAX} bytes")));
     }
@@ -80,7 +76,16 @@ pub fn configure(environment: &Environment, request: &api::ConfigurePodRequest) 
             Sysctl::of_pod(name, value).map_err(|error| invalid("sysctls", error.to_string()))
         })
         .collect::<Result<Vec<_>, _>>()?;
+    Ok((hostname, sysctls))
+}
 
+/// Applies the settings; everything is checked before anything is changed.
+pub fn configure(environment: &Environment, request: &api::ConfigurePodRequest) -> Result<(), PodError> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |source| PodError::System { what, source }
+    };
+    let (hostname, sysctls) = check(request)?;
     if request.realtime_nanos > 0 {
         set_clock(request.realtime_nanos).map_err(failed("clock"))?;
     }

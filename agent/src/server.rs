@@ -1,16 +1,18 @@
 //! The ttrpc service: requests in, checked and turned into questions to a container or the pod; answers out.
 
+pub mod checked;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hull_protocol::agent::API_VERSION;
 use hull_protocol::agent::api::agent as api;
 use hull_protocol::agent::api::agent_ttrpc::Agent;
-use hull_protocol::agent::{API_VERSION, is_valid_id};
 use tokio::sync::{mpsc, watch};
 use ttrpc::r#async::TtrpcContext;
 
-use crate::container::{Creation, Exit, Handle, ProcessName, Registry, Request, Target};
+use crate::container::{Exit, Handle, ProcessName, Registry, Request, Target};
 use crate::cpus;
 use crate::deadline::GRACE_MAX;
 use crate::environment::Environment;
@@ -18,8 +20,7 @@ use crate::error::Error;
 use crate::network;
 use crate::pod;
 use crate::slots::{self, Action};
-use crate::spec::{ContainerSpec, Limits, ProcessSpec, SeccompFilter, Statements};
-use crate::sys::terminal::WindowSize;
+use checked::name;
 
 /// How long the containers may take to end after their time of grace at a shutdown.
 const ENDING: Duration = Duration::from_secs(20);
@@ -51,55 +52,28 @@ impl Service {
     }
 
     async fn create(&self, request: api::CreateContainerRequest) -> Result<u32, Error> {
-        check_id(&request.container_id)?;
         if *self.shut_down.borrow() {
             return Err(Error::ShuttingDown);
         }
-        let id = request.container_id;
-        let filter = request.seccomp.as_ref();
-        let filter =
-            filter.map(|filter| SeccompFilter::from_bytes(&filter.program, filter.flags)).transpose()?;
-        let statements =
-            request.namespaces.as_ref().map(Statements::from_api).transpose()?.unwrap_or_default();
-        let (spec, notes) = ContainerSpec::from_json(&request.spec, filter, &statements)?;
-        for note in notes {
-            log::info!("container {id}: {note}");
-        }
-        let creation = Creation {
-            id,
-            spec,
-            rootfs: request.rootfs.unwrap_or_default(),
-            stdio: request.stdio.unwrap_or_default(),
-        };
+        let creation = checked::creation(request)?;
         self.containers.create(self.environment.clone(), creation).await
     }
 
     async fn exec(&self, request: api::CreateExecRequest) -> Result<(), Error> {
-        check_id(&request.exec_id)?;
         let container = self.container(&request.container_id)?;
-        let (spec, notes) = ProcessSpec::from_json(&request.process)?;
-        for note in notes {
-            log::info!("container {} exec {}: {note}", request.container_id, request.exec_id);
-        }
+        let spec = Box::new(checked::exec(&request)?);
         let (id, stdio) = (request.exec_id, request.stdio.unwrap_or_default());
-        let spec = Box::new(spec);
         container.ask(&request.container_id, |reply| Request::Exec { id, spec, stdio, reply }).await
     }
 
     async fn signal(&self, request: api::SignalProcessRequest) -> Result<(), Error> {
-        let signal = i32::try_from(request.signal)
-            .ok()
-            .filter(|signal| (1..=64).contains(signal))
-            .ok_or(Error::Range { what: "signal", value: request.signal.into() })?;
-        let target = if request.all { Target::All } else { Target::One(name(&request.exec_id)) };
+        let (target, signal) = checked::signal(&request)?;
         let id = &request.container_id;
         self.container(id)?.ask(id, |reply| Request::Signal { target, signal, reply }).await
     }
 
     async fn resize(&self, request: api::ResizeTerminalRequest) -> Result<(), Error> {
-        let fit =
-            |what, value: u32| u16::try_from(value).map_err(|_| Error::Range { what, value: value.into() });
-        let size = WindowSize { columns: fit("columns", request.columns)?, rows: fit("rows", request.rows)? };
+        let size = checked::size(&request)?;
         let (id, name) = (&request.container_id, name(&request.exec_id));
         self.container(id)?.ask(id, |reply| Request::Resize { name, size, reply }).await
     }
@@ -126,14 +100,6 @@ impl Service {
         let results = futures::future::join_all(ended).await;
         results.into_iter().collect()
     }
-}
-
-fn check_id(id: &str) -> Result<(), Error> {
-    if is_valid_id(id) { Ok(()) } else { Err(Error::Id(id.to_owned())) }
-}
-
-fn name(exec_id: &str) -> ProcessName {
-    if exec_id.is_empty() { ProcessName::Init } else { ProcessName::Exec(exec_id.to_owned()) }
 }
 
 fn empty(_: ()) -> api::Empty {
@@ -264,10 +230,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<api::Empty> {
         let id = &request.container_id;
         let container = self.container(id)?;
-        let (limits, notes) = Limits::from_json(&request.resources).map_err(Error::from)?;
-        for note in notes {
-            log::info!("container {id}: {note}");
-        }
+        let limits = checked::update(&request)?;
         Ok(container.ask(id, |reply| Request::Update { limits, reply }).await.map(empty)?)
     }
 

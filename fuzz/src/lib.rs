@@ -8,6 +8,7 @@
 // A body that cannot go on is a finding.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod agent;
 pub mod allocation;
 mod broker;
 mod console;
@@ -52,6 +53,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "layer", make: layers::tar },
     Target { name: "sidecar", make: layers::sidecar },
     Target { name: "erofs", make: layers::erofs },
+    Target { name: "agent_message", make: agent::messages },
+    Target { name: "agent_spec", make: agent::spec },
+    Target { name: "agent_spec_values", make: agent::spec_values },
 ];
 
 /// The target of this name.

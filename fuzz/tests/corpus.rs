@@ -61,7 +61,7 @@ macro_rules! targets {
 
 targets! {
     mmio blk blk_ring net vsock vsock_packet fs fuse rng balloon mem pmem console control kernel broker layer sidecar
-    erofs
+    erofs agent_message agent_spec agent_spec_values
 }
 
 #[test]

@@ -8,11 +8,13 @@ mod file;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use file::ConfigError;
 use file::{Bounded, Keys};
+use hull_protocol::vmm::{CpuTemplate, NetworkLimits, RateLimits, TokenBucket};
 
 /// Environment variable that names another file than [`FILE`].
 pub const CONFIG_VARIABLE: &str = "HULL_CONFIG";
@@ -36,6 +38,8 @@ pub const FILE: &str = "/etc/hull/config.toml";
 pub struct Config {
     /// The VMs.
     pub vm: VmDefaults,
+    /// What each pod's devices may do, without bounds by default.
+    pub limits: DeviceLimits,
     /// What a VM is made from.
     pub artifacts: ArtifactPaths,
     /// Which jail monitors close around themselves; by default what the shim's own privileges allow.
@@ -46,19 +50,32 @@ pub struct Config {
     pub log: LogLevel,
 }
 
-/// The size of VMs.
+/// How fast devices are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceLimits {
+    /// Each disk.
+    pub disk: RateLimits,
+    /// Each network interface, each way.
+    pub network: NetworkLimits,
+}
+
+/// The size of VMs, and what their processors look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmDefaults {
     /// vCPUs of a pod without a CPU limit, 1 to 32.
     pub vcpus: u8,
     /// The most vCPUs that a pod gets, 1 to 32.
     pub vcpus_max: u8,
+    /// What they look like.
+    pub cpu: CpuTemplate,
     /// Memory of a pod without a memory limit, in MiB.
     pub memory_mib: u32,
     /// The most memory that a pod gets, in MiB.
     pub memory_mib_max: u32,
     /// What is added to a pod's memory limit for the guest itself, in MiB.
     pub overhead_mib: u32,
+    /// What becomes of memory that the guest does not use any more.
+    pub free_memory: FreeMemory,
     /// How long a guest may take until its agent speaks.
     pub boot_timeout: Duration,
 }
@@ -68,12 +85,24 @@ impl Default for VmDefaults {
         Self {
             vcpus: 1,
             vcpus_max: 32,
+            cpu: CpuTemplate::Host,
             memory_mib: 512,
             memory_mib_max: 1 << 20,
             overhead_mib: 128,
+            free_memory: FreeMemory::Keep,
             boot_timeout: Duration::from_secs(120),
         }
     }
+}
+
+/// What becomes of memory that a guest has freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FreeMemory {
+    /// The guest has it until the pod ends.
+    Keep,
+    /// The host has it back, until the guest touches it again: a balloon with free page reporting.
+    Return,
 }
 
 /// Files that are looked for around the shim's executable unless they are named.
@@ -171,15 +200,17 @@ impl Config {
     }
 
     fn resolve(keys: Keys) -> Result<Self, ConfigError> {
-        let Keys { vm, monitor, annotations, log } = keys;
+        let Keys { vm, disk, network, monitor, annotations, log } = keys;
         let named = |by, path: Option<PathBuf>| path.map(|path| Named { path, by });
         let defaults = VmDefaults::default();
         let vm_size = VmDefaults {
             vcpus: vm.vcpus.map_or(defaults.vcpus, Bounded::get),
             vcpus_max: vm.vcpus_max.map_or(defaults.vcpus_max, Bounded::get),
+            cpu: vm.cpu.unwrap_or(defaults.cpu),
             memory_mib: vm.memory_mib.map_or(defaults.memory_mib, Bounded::get),
             memory_mib_max: vm.memory_mib_max.map_or(defaults.memory_mib_max, Bounded::get),
             overhead_mib: vm.overhead_mib.map_or(defaults.overhead_mib, Bounded::get),
+            free_memory: vm.free_memory.unwrap_or(defaults.free_memory),
             boot_timeout: vm
                 .boot_timeout_seconds
                 .map_or(defaults.boot_timeout, |seconds| Duration::from_secs(seconds.get().into())),
@@ -191,6 +222,13 @@ impl Config {
         within("memory_mib", vm_size.memory_mib.into(), vm_size.memory_mib_max.into())?;
         Ok(Self {
             vm: vm_size,
+            limits: DeviceLimits {
+                disk: rates(disk.mib_per_second, disk.operations_per_second),
+                network: NetworkLimits {
+                    to_guest: rates(network.mib_per_second, network.packets_per_second),
+                    from_guest: rates(network.mib_per_second, network.packets_per_second),
+                },
+            },
             artifacts: ArtifactPaths {
                 vmm: named("monitor.path in the configuration", monitor.path),
                 broker: named("monitor.broker_path in the configuration", monitor.broker_path),
@@ -201,6 +239,21 @@ impl Config {
             allowed_annotations: annotations.allow.unwrap_or_default(),
             log: log.level.unwrap_or_default(),
         })
+    }
+}
+
+/// A second's worth may go at once.
+fn rates<const MOST_MIB: u64, const MOST: u64>(
+    mib: Option<Bounded<u32, 1, MOST_MIB>>,
+    operations: Option<Bounded<u32, 1, MOST>>,
+) -> RateLimits {
+    let bucket = |tokens: u64| {
+        let refill_ms = NonZeroU32::new(1000)?;
+        Some(TokenBucket { size: NonZeroU64::new(tokens)?, refill_ms, one_time_burst: 0 })
+    };
+    RateLimits {
+        bandwidth: mib.and_then(|mib| bucket(u64::from(mib.get()) << 20)),
+        operations: operations.and_then(|operations| bucket(operations.get().into())),
     }
 }
 

@@ -102,14 +102,15 @@ struct Attached {
 pub struct PodNetwork {
     namespace: Arc<Namespace>,
     record: Option<NetworkRecord>,
+    limits: NetworkLimits,
     attached: Vec<Attached>,
     redirections: Redirections,
 }
 
 impl PodNetwork {
-    /// Opens or makes the namespace. `None` where there is nothing to be done: without privileges, no namespace can be made, and
-    /// a VM that has no device needs none.
-    pub async fn open(choice: &NetworkChoice) -> Result<Option<Self>, NetworkError> {
+    /// Opens or makes the namespace, whose devices will be no faster than `limits`. `None` where there is nothing to be done:
+    /// without privileges, no namespace can be made, and a VM that has no device needs none.
+    pub async fn open(choice: &NetworkChoice, limits: NetworkLimits) -> Result<Option<Self>, NetworkError> {
         let (namespace, record) = match choice {
             NetworkChoice::Own if !nix::unistd::geteuid().is_root() => return Ok(None),
             NetworkChoice::Own => (Arc::new(Namespace::fresh().await?), None),
@@ -119,7 +120,8 @@ impl PodNetwork {
                 (namespace, Some(record))
             }
         };
-        Ok(Some(Self { namespace, record, attached: Vec::new(), redirections: Redirections::default() }))
+        let redirections = Redirections::default();
+        Ok(Some(Self { namespace, record, limits, attached: Vec::new(), redirections }))
     }
 
     /// The namespace.
@@ -153,7 +155,7 @@ impl PodNetwork {
     pub async fn settle(&mut self) -> Result<(Vec<NetworkDevice>, ConfigureNetworkRequest), NetworkError> {
         let known = self.attached.clone();
         let redirections = self.redirections.clone();
-        let (attached, devices, description) = self
+        let (attached, mut devices, description) = self
             .namespace
             .run(move |socket| {
                 let mut scan = Scan::take(socket, &known.iter().map(|one| one.tap).collect::<Vec<_>>())?;
@@ -163,6 +165,9 @@ impl PodNetwork {
             })
             .await?;
         self.attached = attached;
+        for device in &mut devices {
+            device.config.limits = self.limits;
+        }
         Ok((devices, description))
     }
 }

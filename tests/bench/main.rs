@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hull_tests::hull::{Hull, image};
-use tempfile::TempDir;
+use hull_tests::hull::{Hull, finished, image, said};
+use tempfile::{NamedTempFile, TempDir};
 
 mod memory;
 mod monitor;
@@ -25,9 +25,14 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => containers(),
+        ["memory"] => {
+            let mut table = Table::default();
+            returned(&Hull::new(), &mut table);
+            table.print();
+        }
         ["monitor"] => monitor::run(None),
         ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
-        _ => panic!("usage: hull-bench [monitor [--peer FIRECRACKER]]"),
+        _ => panic!("usage: hull-bench [memory | monitor [--peer FIRECRACKER]]"),
     }
 }
 
@@ -38,6 +43,7 @@ fn containers() {
     let mut table = Table::default();
     start(&hull, &mut table);
     idle(&hull, &mut table);
+    returned(&hull, &mut table);
     hull.left_nothing();
     // runc changes how the host's cgroups are mounted: from here on the host is not what it was.
     beside_runc(&Hull::new(), &mut table);
@@ -146,6 +152,38 @@ fn idle(hull: &Hull, table: &mut Table) {
     let woken = memory::wakeups(monitor) + memory::wakeups(shim) - before;
     table.alone("wake-ups of shim and hull-vmm's event loop in 10 s of idleness", woken);
     hull.ok(["rm", "-f", &id]);
+}
+
+/// From the end of the program that frees memory in a guest until the host has most of it back, where it is configured to.
+fn returned(hull: &Hull, table: &mut Table) {
+    const TAKEN_MIB: u64 = 128;
+    let config = NamedTempFile::with_prefix("hull-e2e-").unwrap();
+    fs::write(config.path(), "[vm]\nfree_memory = \"return\"\n").unwrap();
+    let mut run = hull.command(["run", "-d", "-m", "384m", &image("busybox"), "sleep", "600"]);
+    let run = said(&finished(run.env("HULL_CONFIG", config.path())));
+    let id = run.out.trim();
+    let monitor = hull.shim_record(id)["vmm_pid"].as_u64().unwrap();
+    let held = || memory::split(monitor, 512 << 20).1.private / 1024;
+    let fill = format!("dd if=/dev/zero of=/fill bs=1M count={TAKEN_MIB}");
+    let times = (0..ROUNDS).map(|_| {
+        hull.ok(["exec", id, "sh", "-c", &fill]);
+        let full = held();
+        hull.ok(["exec", id, "rm", "/fill"]);
+        let freed = Instant::now();
+        while held() + TAKEN_MIB * 3 / 4 > full {
+            assert!(
+                freed.elapsed() < Duration::from_secs(60),
+                "{full} MiB were held, and {} still are",
+                held()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        freed.elapsed()
+    });
+    let what =
+        "from free memory in the guest to three quarters of 128 MiB back at the host (`vm.free_memory`)";
+    table.alone(what, millis(median(times.collect())));
+    hull.ok(["rm", "-f", id]);
 }
 
 fn beside_runc(hull: &Hull, table: &mut Table) {

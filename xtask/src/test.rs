@@ -162,7 +162,7 @@ impl Place {
 }
 
 /// The test host's own test; the agent's tests once more, where the limits are real: a machine whose cgroups are of
-/// version 1 has none; and the shim's unit test that needs a real guest.
+/// version 1 has none; and the shim's unit tests that need a real guest.
 fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     let mut jobs = vec![Job::script("the test host", || Command::new(root().join("tests/host/selftest")))];
     for name in [
@@ -190,7 +190,9 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     }
     jobs.push(oci::job(place)?);
     let tests = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
-    let names = vec!["pod::hotplug::tests::a_disk_comes_and_goes_in_a_real_guest".to_owned()];
+    let names = ["a_disk_comes_and_goes", "shared_files_come_and_go"]
+        .map(|name| format!("pod::hotplug::tests::{name}_in_a_real_guest"))
+        .to_vec();
     jobs.push(Job::tests("devices that come and go", names, move |names| {
         let mut host = place.host(180, "2048");
         host.arg("env");
@@ -204,9 +206,10 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
 }
 
 /// Where the shim finds what it starts, outside an installation.
-fn artifacts() -> [(&'static str, PathBuf); 3] {
+fn artifacts() -> [(&'static str, PathBuf); 4] {
     [
         ("HULL_VMM", build::target().join("release/hull-vmm")),
+        ("HULL_FSD", build::target().join("release/hull-fsd")),
         ("HULL_KERNEL", build::guest().join("vmlinux")),
         ("HULL_INITRAMFS", build::guest().join("initramfs.img")),
     ]

@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hull_protocol::vmm::CpuTemplate;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::{JailChoice, LogLevel};
+use super::{FreeMemory, JailChoice, LogLevel};
 use crate::record::annotation;
 
 /// Longer is no configuration.
@@ -93,6 +94,8 @@ impl<'de, T: TryFrom<u64>, const LEAST: u64, const MOST: u64> Deserialize<'de> f
 #[serde(deny_unknown_fields, default)]
 pub struct Keys {
     pub vm: Vm,
+    pub disk: Disk,
+    pub network: Network,
     pub monitor: Monitor,
     pub annotations: Annotations,
     pub log: Log,
@@ -103,14 +106,30 @@ pub struct Keys {
 pub struct Vm {
     pub vcpus: Option<Bounded<u8, 1, 32>>,
     pub vcpus_max: Option<Bounded<u8, 1, 32>>,
+    pub cpu: Option<CpuTemplate>,
     pub memory_mib: Option<Bounded<u32, 64, { 1 << 20 }>>,
     pub memory_mib_max: Option<Bounded<u32, 64, { 1 << 20 }>>,
     pub overhead_mib: Option<Bounded<u32, 32, 4096>>,
+    pub free_memory: Option<FreeMemory>,
     pub boot_timeout_seconds: Option<Bounded<u32, 1, 86400>>,
     #[serde(deserialize_with = "absolute")]
     pub kernel: Option<PathBuf>,
     #[serde(deserialize_with = "absolute")]
     pub initramfs: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Disk {
+    pub mib_per_second: Option<Bounded<u32, 1, { 1 << 20 }>>,
+    pub operations_per_second: Option<Bounded<u32, 1, 100_000_000>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    pub mib_per_second: Option<Bounded<u32, 1, { 1 << 20 }>>,
+    pub packets_per_second: Option<Bounded<u32, 1, 100_000_000>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,12 +184,22 @@ impl Keys {
             vm: Vm {
                 vcpus: over.vm.vcpus.or(self.vm.vcpus),
                 vcpus_max: over.vm.vcpus_max.or(self.vm.vcpus_max),
+                cpu: over.vm.cpu.or(self.vm.cpu),
                 memory_mib: over.vm.memory_mib.or(self.vm.memory_mib),
                 memory_mib_max: over.vm.memory_mib_max.or(self.vm.memory_mib_max),
                 overhead_mib: over.vm.overhead_mib.or(self.vm.overhead_mib),
+                free_memory: over.vm.free_memory.or(self.vm.free_memory),
                 boot_timeout_seconds: over.vm.boot_timeout_seconds.or(self.vm.boot_timeout_seconds),
                 kernel: over.vm.kernel.or(self.vm.kernel),
                 initramfs: over.vm.initramfs.or(self.vm.initramfs),
+            },
+            disk: Disk {
+                mib_per_second: over.disk.mib_per_second.or(self.disk.mib_per_second),
+                operations_per_second: over.disk.operations_per_second.or(self.disk.operations_per_second),
+            },
+            network: Network {
+                mib_per_second: over.network.mib_per_second.or(self.network.mib_per_second),
+                packets_per_second: over.network.packets_per_second.or(self.network.packets_per_second),
             },
             monitor: Monitor {
                 path: over.monitor.path.or(self.monitor.path),

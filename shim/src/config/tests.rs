@@ -30,12 +30,20 @@ fn every_key_is_understood() {
         [vm]
         vcpus = 2
         vcpus_max = 8
+        cpu = "v2"
         memory_mib = 1024
         memory_mib_max = 65536
         overhead_mib = 64
+        free_memory = "return"
         boot_timeout_seconds = 30
         kernel = "/opt/vmlinux"
         initramfs = "/opt/initramfs.img"
+        [disk]
+        mib_per_second = 200
+        operations_per_second = 5000
+        [network]
+        mib_per_second = 100
+        packets_per_second = 7
         [monitor]
         path = "/opt/hull-vmm"
         broker_path = "/opt/hull-fsd"
@@ -51,12 +59,24 @@ fn every_key_is_understood() {
     let vm = VmDefaults {
         vcpus: 2,
         vcpus_max: 8,
+        cpu: CpuTemplate::V2,
         memory_mib: 1024,
         memory_mib_max: 65536,
         overhead_mib: 64,
+        free_memory: FreeMemory::Return,
         boot_timeout: Duration::from_secs(30),
     };
     assert_eq!(config.vm, vm);
+    let bucket = |tokens: u64| {
+        let refill_ms = NonZeroU32::new(1000).unwrap();
+        Some(TokenBucket { size: NonZeroU64::new(tokens).unwrap(), refill_ms, one_time_burst: 0 })
+    };
+    let each_way = RateLimits { bandwidth: bucket(100 << 20), operations: bucket(7) };
+    let limits = DeviceLimits {
+        disk: RateLimits { bandwidth: bucket(200 << 20), operations: bucket(5000) },
+        network: NetworkLimits { to_guest: each_way, from_guest: each_way },
+    };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.artifacts.vmm.as_ref().unwrap().path, Path::new("/opt/hull-vmm"));
     assert_eq!(config.artifacts.initramfs.as_ref().unwrap().path, Path::new("/opt/initramfs.img"));
     assert_eq!(config.jail, Some(JailChoice::Unprivileged));
@@ -85,6 +105,10 @@ fn what_cannot_be_right_is_named_with_its_file_and_line() {
         ("[vms]\n", &["vms"]),
         ("[vm]\nvcpus = 33\n", &["line 2", "33", "from 1 to 32"]),
         ("[vm]\nvcpus = 0\n", &["0", "from 1 to 32"]),
+        ("[vm]\ncpu = \"v4\"\n", &["v4", "host", "v2", "v3"]),
+        ("[vm]\nfree_memory = true\n", &["line 2", "free_memory"]),
+        ("[disk]\nmib_per_second = 0\n", &["line 2", "0", "from 1 to 1048576"]),
+        ("[network]\noperations_per_second = 5\n", &["operations_per_second", "packets_per_second"]),
         ("[vm]\nmemory_mib = -1\n", &["-1", "from 64"]),
         ("[vm]\nkernel = \"vmlinux\"\n", &["vmlinux", "absolute"]),
         ("[monitor]\njail = \"none\"\n", &["none", "full", "unprivileged"]),

@@ -96,7 +96,7 @@ impl Vm {
     /// Gives the VM a further disk. When this returns, the guest finds it by its serial number. Nothing of it is left
     /// when it fails.
     async fn plug_disk(&self, disk: Disk) -> Result<PluggedDisk, PlugError> {
-        let Disk { config, fds } = disk;
+        let Disk { config, fds } = disk.limited(self.disk_limits());
         let DiskConfig { serial, .. } = &config;
         let serial = serial.clone();
         let slot = self.monitor().plug(Request::AddDisk(config), fds).await?;
@@ -128,14 +128,20 @@ impl Vm {
 mod tests {
     use std::io::Write;
     use std::os::fd::OwnedFd;
+    use std::path::Path;
 
     use containerd_shim_protos::protobuf::MessageField;
-    use hull_protocol::agent::API_VERSION;
     use hull_protocol::agent::api::agent::rootfs::Lower;
-    use hull_protocol::agent::api::agent::{CreateContainerRequest, ErofsDisk, InfoRequest, Rootfs};
-    use hull_protocol::vmm::{DiskAccess, DiskDiscard, DiskExtent, RateLimits};
+    use hull_protocol::agent::api::agent::{
+        ContainerRequest, CreateContainerRequest, ErofsDisk, InfoRequest, ProcessRequest, Rootfs,
+        SharedFolder,
+    };
+    use hull_protocol::agent::{API_VERSION, VOLUMES_TAG};
+    use hull_protocol::fs::ExportAccess;
+    use hull_protocol::vmm::{DiskAccess, DiskDiscard, DiskExtent, FsCache, FsConfig, RateLimits};
 
     use super::*;
+    use crate::config::BROKER_VARIABLE;
     use crate::pod::{Abandon, Booting, Journal, PowerOff, VmSpec};
     use crate::record::ShimRecord;
 
@@ -176,31 +182,101 @@ mod tests {
         true
     }
 
+    /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
+    async fn boot(folder: &Path) -> Vm {
+        let spec = VmSpec {
+            vcpus: 4,
+            online_vcpus: 1,
+            memory_mib: 256,
+            disks: vec![disk("first")],
+            exports: None,
+            console: folder.join("console"),
+            stream_socket: folder.join("streams"),
+            namespace: "test".into(),
+            network: crate::spec::NetworkChoice::Own,
+            hostname: "hotplug".into(),
+            sysctls: std::collections::HashMap::new(),
+            ports: crate::pod::Ports::Own,
+        };
+        let (_wanted, abandoned) = Abandon::new();
+        let config = crate::config::Config::load().unwrap();
+        let journal = Journal::new(folder.to_owned(), ShimRecord::default());
+        let booting = Booting::prepare(spec, &config, journal, &abandoned).await.unwrap();
+        booting.boot(&abandoned).await.unwrap()
+    }
+
+    /// Runs the file broker's program out of a shared folder, and answers its status: it ends at once, with 1, as it has no
+    /// socket. That far it was read from the host.
+    async fn run_from(vm: &Vm, folder: &str) -> Result<u32, AgentError> {
+        let shared = SharedFolder { name: folder.into(), ..SharedFolder::default() };
+        let rootfs = Rootfs { lower: Some(Lower::Shared(shared)), ..Rootfs::default() };
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2", "root": {"path": "rootfs"},
+            "mounts": [{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
+            "process": {"args": ["/program"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
+        });
+        let request = CreateContainerRequest {
+            container_id: folder.into(),
+            spec: spec.to_string().into(),
+            rootfs: MessageField::some(rootfs),
+            ..CreateContainerRequest::default()
+        };
+        vm.agent.create_container(&request).await?;
+        let process = ProcessRequest { container_id: folder.into(), ..ProcessRequest::default() };
+        vm.agent.start_process(&process).await?;
+        let status = vm.agent.wait_process(&process).await?;
+        let container = ContainerRequest { container_id: folder.into(), ..ContainerRequest::default() };
+        vm.agent.delete_container(&container).await?;
+        Ok(status.code)
+    }
+
+    #[test]
+    #[ignore = "needs a KVM that runs Linux, and the built programs: `make test` runs it in the test host"]
+    fn shared_files_come_and_go_in_a_real_guest() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let vm = boot(folder.path()).await;
+            let program = std::env::var_os(BROKER_VARIABLE).unwrap();
+            let (broker, files) = Broker::start(Path::new(&program)).await.unwrap();
+            // The device, into a guest that had none.
+            let config = FsConfig { tag: VOLUMES_TAG.into(), cache: FsCache::Auto };
+            let slot = vm.monitor().plug(Request::AddFs(config), vec![files]).await.unwrap();
+            vm.agent.bind_slot(slot).await.unwrap();
+            // Folders, into the device.
+            for round in 0..5 {
+                let name = format!("folder-{round}");
+                let path = folder.path().join(&name);
+                std::fs::create_dir(&path).unwrap();
+                std::fs::copy(&program, path.join("program")).unwrap();
+                let root = OwnedFd::from(std::fs::File::open(&path).unwrap());
+                let access = ExportAccess::ReadWrite;
+                broker.share(Export { name: name.clone(), path, access, root }).await.unwrap();
+                assert_eq!(run_from(&vm, &name).await.unwrap(), 1, "round {round}");
+                broker.take_back(&name).await.unwrap();
+                let error = run_from(&vm, &name).await.unwrap_err();
+                assert!(matches!(error, AgentError::Refused { .. }), "round {round}: {error}");
+            }
+            // And the device out of the guest, though it is mounted: what the guest then wants of it is refused.
+            vm.agent.unbind_slot(slot).await.unwrap();
+            let unplug = Request::Unplug { name: format!("fs-{VOLUMES_TAG}"), how: Unplug::Released };
+            vm.monitor().request(unplug, Vec::new()).await.unwrap();
+            broker.end().await;
+            let error = run_from(&vm, "folder-0").await.unwrap_err();
+            assert!(matches!(error, AgentError::Refused { .. }), "{error}");
+            assert!(has_disk(&vm, "first").await);
+            vm.stop(PowerOff::Orderly).await.unwrap();
+        });
+    }
+
     #[test]
     #[ignore = "needs a KVM that runs Linux, and the built programs: `make test` runs it in the test host"]
     fn a_disk_comes_and_goes_in_a_real_guest() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();
-            let spec = VmSpec {
-                vcpus: 4,
-                online_vcpus: 1,
-                memory_mib: 256,
-                disks: vec![disk("first")],
-                exports: None,
-                console: folder.path().join("console"),
-                stream_socket: folder.path().join("streams"),
-                namespace: "test".into(),
-                network: crate::spec::NetworkChoice::Own,
-                hostname: "hotplug".into(),
-                sysctls: std::collections::HashMap::new(),
-                ports: crate::pod::Ports::Own,
-            };
-            let (_wanted, abandoned) = Abandon::new();
-            let config = crate::config::Config::load().unwrap();
-            let journal = Journal::new(folder.path().to_owned(), ShimRecord::default());
-            let booting = Booting::prepare(spec, &config, journal, &abandoned).await.unwrap();
-            let vm = booting.boot(&abandoned).await.unwrap();
+            let vm = boot(folder.path()).await;
             assert!(has_disk(&vm, "first").await);
             for (count, running) in [(1, 1), (3, 3), (2, 3), (4, 4)] {
                 vm.agent.online_cpus(count).await.unwrap();

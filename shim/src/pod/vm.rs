@@ -1,52 +1,51 @@
 //! One VM from nothing to an agent that answers, and back.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use hull_protocol::agent::api::agent::{ConfigurePodRequest, InfoRequest, ShutdownRequest};
-use hull_protocol::agent::{API_VERSION, CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
+use hull_protocol::agent::api::agent::ShutdownRequest;
+use hull_protocol::agent::{CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
 use hull_protocol::vmm::{
-    Channel, CpuTemplate, FsCache, FsConfig, JailConfig, JailNetwork, MachineConfig, PortConnection, Request,
-    VERSION, VsockConfig,
+    Channel, FsCache, FsConfig, JailConfig, JailNetwork, MachineConfig, RateLimits, Request, VERSION,
+    VsockConfig,
 };
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::forward::Forwarder;
-use super::hotplug::PlugError;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
 use super::{
-    Abandoned, Agent, AgentError, ArtifactError, Artifacts, Broker, BrokerError, Disk, Export, Journal,
-    Monitor, MonitorError, RootfsNames, VmEnd, jail, printable,
+    Abandoned, Agent, AgentError, Artifacts, Broker, Disk, Export, Journal, Monitor, MonitorError,
+    RootfsNames, jail,
 };
-use crate::config::{BOOT_TIMEOUT_VARIABLE, Config};
+use crate::config::{Config, FreeMemory};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
-use crate::record::{BootRecord, RecordError};
+use crate::record::BootRecord;
 use crate::spec::NetworkChoice;
 use crate::undo::{Undo, UndoError, remove_file};
+
+mod boot;
+mod error;
+
+use boot::boot;
+use error::ConsoleTail;
+pub use error::StartError;
 
 /// The monitor works without the guest until Boot; slow storage may hold it up.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a guest may take to shut down in good order.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a start waits for figures about itself.
-const FIGURES_TIMEOUT: Duration = Duration::from_secs(1);
 /// What of the console is kept for the log.
 const CONSOLE_LIMIT: u64 = 1 << 20;
-/// What of the console is shown in an error.
-const CONSOLE_TAIL: u64 = 2048;
-const CONSOLE_TAIL_LINES: usize = 6;
-const ENTROPY: usize = 64;
 
 const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init dummy.numdummies=0";
 
@@ -88,77 +87,6 @@ pub enum Ports {
     Forwarded,
 }
 
-/// Why a VM did not come up.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The monitor, kernel or initramfs is not there.
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    /// A file or device of the host cannot be opened.
-    #[error("cannot open {what}: {source}")]
-    Open {
-        /// Its path.
-        what: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The pod's network is not usable.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// A network device did not get into the running VM.
-    #[error(transparent)]
-    Plug(#[from] PlugError),
-    /// What of the host's files is to be shared cannot be.
-    #[error(transparent)]
-    Volumes(#[from] BrokerError),
-    /// The monitor did not build the VM.
-    #[error("cannot build the VM: {0}")]
-    Monitor(#[from] MonitorError),
-    /// The VM ended before the agent spoke.
-    #[error("the VM ended while booting: {end}{console}")]
-    Died {
-        /// How.
-        end: VmEnd,
-        /// The console's last lines.
-        console: ConsoleTail,
-    },
-    /// The agent did not speak in time.
-    #[error(
-        "the guest did not come up within {} s (see vm.boot_timeout_seconds, {BOOT_TIMEOUT_VARIABLE}){console}",
-        .deadline.as_secs()
-    )]
-    Silent {
-        /// How long was waited.
-        deadline: Duration,
-        /// The console's last lines.
-        console: ConsoleTail,
-    },
-    /// The processes of the VM could not be recorded.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// The agent spoke and something was wrong.
-    #[error("the agent in the guest failed: {0}")]
-    Agent(#[from] AgentError),
-    /// The agent is of another version.
-    #[error(
-        "the agent in the guest speaks version {0} of its API, this shim version {API_VERSION}: install both from one release"
-    )]
-    Version(u32),
-    /// Nobody waits for it any more.
-    #[error("the pod was shut down while the VM was booting")]
-    Abandoned,
-}
-
-/// The last lines of a console, printable; as a suffix to a sentence.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConsoleTail(Vec<String>);
-
-impl std::fmt::Display for ConsoleTail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, "; its console ends: {}", self.0.join(" | ")) }
-    }
-}
-
 /// How a VM is to be ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PowerOff {
@@ -179,6 +107,8 @@ pub struct Vm {
     /// Guest memory.
     pub memory_mib: u32,
     broker: Option<Broker>,
+    /// Of each disk.
+    disk_limits: RateLimits,
     /// How many containers came after the first.
     further: AtomicU32,
     monitor: Monitor,
@@ -207,6 +137,7 @@ pub struct Booting {
 
 struct VmSpecRest {
     memory_mib: u32,
+    disk_limits: RateLimits,
     boot_timeout: Duration,
     console: PathBuf,
     stream_socket: PathBuf,
@@ -271,7 +202,7 @@ impl Booting {
             }
         };
 
-        let (network, devices) = match PodNetwork::open(&spec.network).await? {
+        let (network, devices) = match PodNetwork::open(&spec.network, config.limits.network).await? {
             Some(network) => {
                 if let Some(record) = network.record() {
                     journal.network(record)?;
@@ -303,7 +234,7 @@ impl Booting {
             let machine = MachineConfig {
                 vcpus: spec.vcpus,
                 online_vcpus: Some(spec.online_vcpus),
-                cpu: CpuTemplate::Host,
+                cpu: config.vm.cpu,
                 memory_mib: spec.memory_mib,
                 kernel_args: KERNEL_ARGS.to_owned(),
                 console_limit_bytes: CONSOLE_LIMIT,
@@ -311,7 +242,8 @@ impl Booting {
             let fds = [kvm, kernel, initramfs, console].map(OwnedFd::from).into();
             monitor.request(Request::Machine(machine), fds).await?;
             for disk in spec.disks {
-                monitor.request(Request::AddDisk(disk.config), disk.fds).await?;
+                let Disk { config, fds } = disk.limited(config.limits.disk);
+                monitor.request(Request::AddDisk(config), fds).await?;
             }
             let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
             monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
@@ -321,6 +253,10 @@ impl Booting {
             if let Some(files) = files {
                 let config = FsConfig { tag: VOLUMES_TAG.to_owned(), cache: FsCache::Auto };
                 monitor.request(Request::AddFs(config), vec![files]).await?;
+            }
+            match config.vm.free_memory {
+                FreeMemory::Keep => {}
+                FreeMemory::Return => monitor.request(Request::AddBalloon, Vec::new()).await?,
             }
             monitor.request(Request::AddEntropy, Vec::new()).await
         };
@@ -336,6 +272,7 @@ impl Booting {
         let rest = VmSpecRest {
             boot_timeout,
             memory_mib,
+            disk_limits: config.limits.disk,
             console,
             stream_socket,
             namespace,
@@ -370,6 +307,7 @@ impl Booting {
                 boot,
                 network,
                 memory_mib: spec.memory_mib,
+                disk_limits: spec.disk_limits,
                 broker: spec.broker,
                 further: AtomicU32::new(0),
                 streams,
@@ -411,6 +349,11 @@ impl Vm {
             upper: format!("upper-{number}"),
             folder: format!("{container}.root"),
         }
+    }
+
+    /// How fast each of its disks may be.
+    pub(super) fn disk_limits(&self) -> RateLimits {
+        self.disk_limits
     }
 
     /// The most that a writable layer in memory may take.
@@ -506,53 +449,6 @@ async fn forward(namespace: &Arc<Namespace>, streams: Streams, undo: &mut Undo) 
     }
 }
 
-async fn boot(
-    monitor: &Monitor,
-    connections: AsyncChannel,
-    spec: &VmSpecRest,
-    since: Instant,
-) -> Result<(Agent, Option<BootRecord>), StartError> {
-    let deadline = spec.boot_timeout;
-    let ended = monitor.ended();
-    let up = async {
-        monitor.request(Request::Boot, Vec::new()).await?;
-        match connections.receive::<PortConnection>().await {
-            Ok(Some(mut received)) if received.message.port == CONTROL_PORT && received.fds.len() == 1 => {
-                let fd = received.fds.pop().ok_or(MonitorError::OutOfTurn)?;
-                let stream = std::os::unix::net::UnixStream::from(fd);
-                stream.set_nonblocking(true).map_err(MonitorError::from_io)?;
-                Ok(UnixStream::from_std(stream).map_err(MonitorError::from_io)?)
-            }
-            // The channel's other end is gone: so is the monitor.
-            Ok(None) => Err(MonitorError::Ended(ended.wait().await)),
-            Ok(Some(_)) => Err(MonitorError::OutOfTurn),
-            Err(error) => Err(error.into()),
-        }
-    };
-    let died = |end| StartError::Died { end, console: console_tail(&spec.console) };
-    let connection = tokio::select! {
-        biased;
-        up = tokio::time::timeout(deadline, up) => match up {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(MonitorError::Ended(end))) => return Err(died(end)),
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_elapsed) => {
-                return Err(StartError::Silent { deadline, console: console_tail(&spec.console) });
-            }
-        },
-        end = ended.wait() => return Err(died(end)),
-    };
-    // One connection is all there is: the port is closed from here on.
-    drop(connections);
-    let figures = boot_figures(monitor, since.elapsed()).await;
-    let agent = Agent::new(connection, ended);
-    introduce(&agent, spec).await.map_err(|error| match error {
-        StartError::Agent(AgentError::VmEnded(end)) => died(end),
-        other => other,
-    })?;
-    Ok((agent, figures))
-}
-
 /// Starts the file broker with what it gives out; and what the monitor needs to speak with it.
 async fn share(
     exports: Vec<Export>,
@@ -571,50 +467,6 @@ async fn share(
     Ok((broker, files))
 }
 
-/// Figures are worth having, and not worth failing for.
-async fn boot_figures(monitor: &Monitor, took: Duration) -> Option<BootRecord> {
-    match tokio::time::timeout(FIGURES_TIMEOUT, monitor.stats()).await {
-        Ok(Ok(stats)) => Some(BootRecord {
-            first_entry_us: stats.start_to_first_entry_us,
-            agent_ready_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            vm_exits: stats.vm_exits,
-            monitor_exits: stats.exits.values().sum(),
-            mmio_exits: ["mmio_read", "mmio_write"].iter().filter_map(|kind| stats.exits.get(*kind)).sum(),
-            interrupts: stats.interrupts,
-            device_interrupts: stats.devices.values().map(|device| device.interrupts).sum(),
-            notifications: stats.devices.values().map(|device| device.notifications).sum(),
-        }),
-        Ok(Err(error)) => {
-            log::debug!("the monitor has no figures: {error}");
-            None
-        }
-        Err(_elapsed) => {
-            log::debug!("the monitor is slow to give figures");
-            None
-        }
-    }
-}
-
-async fn introduce(agent: &Agent, spec: &VmSpecRest) -> Result<(), StartError> {
-    let info = agent.info(&InfoRequest { api_version: API_VERSION, ..InfoRequest::default() }).await?;
-    if info.api_version != API_VERSION {
-        return Err(StartError::Version(info.api_version));
-    }
-    log::info!("agent {} on Linux {}", printable(&info.agent_version), printable(&info.kernel_release));
-    let mut entropy = vec![0; ENTROPY];
-    let source = Path::new("/dev/urandom");
-    File::open(source).and_then(|mut file| file.read_exact(&mut entropy)).map_err(open_error(source))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let request = ConfigurePodRequest {
-        hostname: spec.hostname.clone(),
-        sysctls: spec.sysctls.clone(),
-        realtime_nanos: i64::try_from(now.as_nanos()).unwrap_or_default(),
-        entropy,
-        ..ConfigurePodRequest::default()
-    };
-    Ok(agent.configure_pod(&request).await?)
-}
-
 /// A listening socket that only this user may connect to.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     // Whatever lies there is a dead pod's: the directory is ours alone, and the task socket is the lock.
@@ -627,26 +479,4 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 
 fn open_error(path: &Path) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Open { what: path.display().to_string(), source }
-}
-
-fn console_tail(path: &Path) -> ConsoleTail {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL)))?;
-        let mut bytes = Vec::new();
-        file.take(CONSOLE_TAIL).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_else(|error| format!("(unreadable: {error})").into_bytes());
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let mut lines: Vec<String> = text
-        .lines()
-        .rev()
-        .map(printable)
-        .filter(|line| !line.trim().is_empty())
-        .take(CONSOLE_TAIL_LINES)
-        .collect();
-    lines.reverse();
-    ConsoleTail(lines)
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{minimal, parse};
 use crate::spec::{Limits, ProcessSpec};
+use crate::testing::{check_limits, check_spec};
 
 /// Every place of config.json that means something here, and some around them.
 const PLACES: [&str; 48] = [
@@ -153,16 +154,7 @@ proptest! {
             set(&mut json, place, value);
         }
         if let Ok(spec) = parse(&json) {
-            // Every path stays below the root that it is opened from.
-            let paths = spec.masked_paths.iter().chain(&spec.readonly_paths).map(std::ffi::CString::as_c_str);
-            let paths = paths.chain(spec.mounts.iter().map(|mount| mount.target.path()));
-            let paths = paths.chain(spec.devices.iter().map(|device| device.path.path()));
-            for path in paths.chain(spec.sysctls.iter().map(|sysctl| sysctl.path.as_c_str())) {
-                let text = path.to_str().unwrap();
-                prop_assert!(!text.starts_with('/') && text.split('/').all(|part| part != ".."), "{text:?}");
-            }
-            prop_assert!(!spec.process.args.is_empty());
-            check(&spec.limits)?;
+            check_spec(&spec);
         }
         if let Some(process) = json.get("process") {
             // An exec's process is parsed by itself.
@@ -173,16 +165,7 @@ proptest! {
     #[test]
     fn any_resources_are_accepted_or_refused(resources in any_json()) {
         if let Ok((limits, _)) = Limits::from_json(resources.to_string().as_bytes()) {
-            check(&limits)?;
+            check_limits(&limits);
         }
     }
-}
-
-/// A setting is a file of this cgroup, and none that moves processes or delegates.
-fn check(limits: &Limits) -> Result<(), TestCaseError> {
-    for setting in &limits.settings {
-        prop_assert!(!setting.file.contains('/') && !setting.file.starts_with("cgroup."), "{setting:?}");
-        prop_assert!(setting.file.contains('.'), "{setting:?}");
-    }
-    Ok(())
 }

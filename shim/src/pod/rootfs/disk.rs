@@ -41,6 +41,12 @@ impl Disk {
         let config = DiskConfig { serial: serial.to_owned(), access, extents, discard, limits };
         Ok(Self { config, fds })
     }
+
+    /// The same, no faster than this.
+    pub fn limited(mut self, limits: RateLimits) -> Self {
+        self.config.limits = limits;
+        self
+    }
 }
 
 fn open_piece(path: &Path, access: DiskAccess) -> io::Result<(File, u64)> {

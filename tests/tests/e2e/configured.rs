@@ -1,0 +1,70 @@
+//! What an administrator has chosen reaches the VM.
+
+use std::fs;
+use std::time::Instant;
+
+use hull_tests::eventually;
+use hull_tests::hull::{Hull, finished, image, said};
+use tempfile::NamedTempFile;
+
+/// What a container takes and frees, in MiB.
+const TAKEN: u64 = 128;
+/// What of it must come back: the guest's kernel reports large pieces only, and not while they are wanted.
+const BACK: u64 = 96;
+
+/// A configuration for the commands that get it.
+fn choose(text: &str) -> NamedTempFile {
+    let file = NamedTempFile::with_prefix("hull-e2e-").unwrap();
+    fs::write(file.path(), text).unwrap();
+    file
+}
+
+/// Resident memory of a process in MiB.
+fn resident(pid: u64) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn what_a_container_frees_goes_back_to_the_host() {
+    let hull = Hull::new();
+    let config = choose("[vm]\nfree_memory = \"return\"\n");
+    let mut run = hull.command(["run", "-d", &image("busybox"), "sleep", "600"]);
+    let run = said(&finished(run.env("HULL_CONFIG", config.path())));
+    assert_eq!(run.code, 0, "{run:?}");
+    let id = run.out.trim();
+    let monitor = hull.shim_record(id)["vmm_pid"].as_u64().unwrap();
+    let before = resident(monitor);
+    // The writable layer is a tmpfs: a file there is memory until it is removed.
+    let fill = format!("dd if=/dev/zero of=/fill bs=1M count={TAKEN}");
+    hull.ok(["exec", id, "sh", "-c", &fill]);
+    let full = resident(monitor);
+    assert!(full >= before + TAKEN - 16, "{before} MiB, then {full}");
+    hull.ok(["exec", id, "rm", "/fill"]);
+    let freed = Instant::now();
+    eventually("the memory is back", || (resident(monitor) + BACK <= full).then_some(()));
+    println!("{before} MiB, {full} full, {} after {:.1} s", resident(monitor), freed.elapsed().as_secs_f64());
+    // It can be had again.
+    hull.ok(["exec", id, "sh", "-c", &fill]);
+    assert!(resident(monitor) + 16 >= full);
+    hull.ok(["rm", "-f", id]);
+    hull.left_nothing();
+}
+
+#[test]
+fn processors_and_limits_are_as_chosen() {
+    let hull = Hull::new();
+    let chosen = "[vm]\ncpu = \"v2\"\n[disk]\nmib_per_second = 64\noperations_per_second = 2000\n";
+    let config = choose(chosen);
+    let script = "grep -o -w -E 'sse4_2|avx|avx2' /proc/cpuinfo | sort -u";
+    let mut run = hull.command(["run", "--rm", &image("busybox"), "sh", "-c", script]);
+    let run = said(&finished(run.env("HULL_CONFIG", config.path())));
+    assert_eq!((run.code, run.out.as_str()), (0, "sse4_2\n"), "{run:?}");
+    // One that no release has, and what to do about it.
+    let config = choose("[vm]\ncpu = \"v9\"\n");
+    let mut run = hull.command(["run", "--rm", &image("busybox"), "true"]);
+    let run = said(&finished(run.env("HULL_CONFIG", config.path())));
+    assert!(run.code != 0 && run.err.contains("line 2") && run.err.contains("v9"), "{run:?}");
+    hull.left_nothing();
+}
