@@ -39,7 +39,7 @@ fn a_running_container_is_measured_in_the_guest_and_on_the_host() {
     };
     let container = format!("container=\"{id}\"");
     assert!((20e6..64e6).contains(&of("hull_container_memory_bytes", &[&container])), "{text}");
-    assert!(of("hull_container_pids", &[&container]) >= 2.0, "{text}");
+    assert!(of("hull_container_pids", &[&container]) >= 1.0, "{text}");
     assert_eq!(of("hull_container_oom_kills_total", &[&container]), 0.0);
     assert_eq!(of("hull_containers", &["state=\"running\""]), 1.0);
     assert!(of("hull_vm_memory_bytes", &[]) > of("hull_container_memory_bytes", &[&container]));
