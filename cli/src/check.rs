@@ -7,6 +7,7 @@ use kvm_ioctls::{Cap, Kvm};
 use serde::Serialize;
 
 mod artifacts;
+mod containerd;
 mod guest;
 mod probe;
 
@@ -61,6 +62,9 @@ pub fn command(args: &CheckArgs) -> Result<u8, CliError> {
     let mut checks = kvm_checks();
     checks.extend(artifacts::checks());
     checks.push(network());
+    if args.containerd {
+        checks.extend(containerd::checks());
+    }
     match args.format {
         Format::Json => output::json_lines(&checks)?,
         Format::Table => checks.iter().try_for_each(|check| {

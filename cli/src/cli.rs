@@ -1,6 +1,7 @@
 //! The command line: names, flags and help texts, spelled as docker spells them. Nothing here does any work.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -79,6 +80,8 @@ pub enum Command {
     Load(LoadArgs),
     /// Say whether this host can run microVMs, and why not
     Check(CheckArgs),
+    /// Print what the pods of this host measure, those of containerd included, for Prometheus
+    Metrics(MetricsArgs),
     /// Show the version
     Version(VersionArgs),
     /// Give the network of a container back: what the shim runs when the container has ended
@@ -310,9 +313,20 @@ pub struct LoadArgs {
 /// `hull check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Look also whether the containerd that runs here finds Hull, and whether its settings fit
+    #[arg(long)]
+    pub containerd: bool,
     /// How to print the checks
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `hull metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Serve them at http://ADDRESS:PORT/metrics instead, until ended
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// `hull version`.

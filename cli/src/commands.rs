@@ -11,6 +11,7 @@ mod inspect;
 mod kill;
 mod load;
 mod logs;
+mod metrics;
 mod ps;
 mod pull;
 mod rm;
@@ -41,6 +42,7 @@ pub fn execute(cli: Cli) -> Result<u8, CliError> {
         Command::Rmi(args) => rmi::rmi(global, &args),
         Command::Load(args) => load::load(global, &args),
         Command::Check(args) => crate::check::command(&args),
+        Command::Metrics(args) => metrics::metrics(global, &args),
         Command::Version(args) => version::version(&args),
         Command::ReleaseNetwork(args) => {
             crate::network::release(&args.bundle)?;

@@ -161,6 +161,9 @@ pub enum CliError {
     /// A filter of `ps`.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// Metrics that should have been written.
+    #[error("cannot write the metrics")]
+    Metrics(#[from] std::fmt::Error),
     /// JSON that should have been written.
     #[error("cannot write JSON")]
     Json(#[from] serde_json::Error),

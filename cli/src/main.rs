@@ -10,6 +10,7 @@ mod cli;
 mod commands;
 mod engine;
 mod error;
+mod metrics;
 mod network;
 mod output;
 mod paths;

@@ -15,6 +15,8 @@ use protobuf::well_known_types::empty::Empty;
 use ttrpc::asynchronous::Client;
 use ttrpc::proto::Request;
 
+use crate::metrics::{self as pod_metrics, PodMetrics};
+
 pub use containerd_shim_protos::api as messages;
 pub use containerd_shim_protos::cgroups_v2::metrics;
 pub use ttrpc::proto::Code;
@@ -368,9 +370,28 @@ impl TaskClient {
         }
     }
 
+    /// What the pod measures.
+    pub async fn pod_metrics(&self) -> Result<PodMetrics, ClientError> {
+        let answer: Any =
+            self.ask((pod_metrics::SERVICE, pod_metrics::METHOD), &Empty::new(), Some(QUICK)).await?;
+        serde_json::from_slice(&answer.value).map_err(|error| ClientError::Status {
+            code: Code::INTERNAL,
+            message: format!("the pod's figures are damaged: {error}"),
+        })
+    }
+
     async fn call<Q: Message, A: Message>(
         &self,
         method: &str,
+        request: &Q,
+        deadline: Option<Duration>,
+    ) -> Result<A, ClientError> {
+        self.ask((SERVICE, method), request, deadline).await
+    }
+
+    async fn ask<Q: Message, A: Message>(
+        &self,
+        (service, method): (&str, &str),
         request: &Q,
         deadline: Option<Duration>,
     ) -> Result<A, ClientError> {
@@ -379,7 +400,7 @@ impl TaskClient {
             message: format!("{method}: {error}"),
         };
         let mut envelope = Request::new();
-        envelope.service = SERVICE.to_owned();
+        envelope.service = service.to_owned();
         envelope.method = method.to_owned();
         envelope.payload = request.write_to_bytes().map_err(damaged)?;
         envelope.timeout_nano =

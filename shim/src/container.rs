@@ -21,7 +21,7 @@ pub use supervise::{supervise_init, vm_died};
 
 use crate::error::TaskError;
 use crate::events::{Event, Events};
-use crate::pod::{AgentError, Attachments, PowerOff, Vm, start_ticks, usage_of};
+use crate::pod::{AgentError, Attachments, PowerOff, Vm, process_usage, start_ticks};
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
 
@@ -187,7 +187,8 @@ impl Container {
         self.is_sandbox() && !matches!(self.init.phase(), Phase::Exited(_)) && self.vm.ended().now().is_none()
     }
 
-    fn is_sandbox(&self) -> bool {
+    /// Whether it stands for a pod.
+    pub fn is_sandbox(&self) -> bool {
         matches!(self.kind, Kind::Sandbox(_))
     }
 
@@ -328,7 +329,7 @@ impl Container {
             return Err(gone());
         }
         if self.is_sandbox() {
-            return usage_of(self.vm.pid()).map_err(|error| {
+            return process_usage(self.vm.pid()).map(sandbox::host_stats).map_err(|error| {
                 log::warn!(container:% = self.id; "{error}");
                 gone()
             });

@@ -65,7 +65,7 @@ pub fn serve(identity: &Identity) -> Result<(), DaemonError> {
         }
     };
     say_ready()?;
-    let result = runtime.block_on(serve_pod(config, listener, sockets, identity.namespace.clone()));
+    let result = runtime.block_on(serve_pod(config, listener, sockets, identity));
     // A blocked write to a file on a dead disk must not keep the process alive.
     runtime.shutdown_background();
     result
@@ -103,15 +103,16 @@ pub async fn serve_pod(
     config: Config,
     listener: StdListener,
     sockets: PodSockets,
-    namespace: String,
+    identity: &Identity,
 ) -> Result<(), DaemonError> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
+    let namespace = identity.namespace.clone();
     let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace.clone());
     let pod = Arc::new(Pod::new(config, sockets.clone(), namespace, events));
     let mut server = Server::new()
         .add_listener(Listener::new(own_user_only(listener)))
-        .register_service(service::services(&pod));
+        .register_service(service::services(&pod, &identity.id));
     server.start().await?;
     log::info!("serving {}", sockets.address());
 

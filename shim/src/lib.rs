@@ -3,7 +3,7 @@
 //! One shim process supervises one pod: it starts the monitor (`hull-vmm`), talks to the agent in the guest, carries
 //! the standard streams, and answers `containerd.task.v2.Task` and `containerd.task.v3.Task` on one socket.
 //!
-//! - [`client`] is for programs that drive a shim; [`record`] is what a shim leaves in the bundle for them.
+//! - [`client`] is for programs that drive a shim, [`metrics`] what it measures; [`record`] is what a shim leaves in the bundle for them.
 //! - Everything else is the shim itself, entered by [`run`].
 
 mod args;
@@ -19,6 +19,7 @@ mod hooks;
 mod info;
 mod io;
 mod logging;
+pub mod metrics;
 mod network;
 mod paths;
 mod pidfd;
@@ -39,7 +40,9 @@ pub use args::{ArgsError, Identity, Invocation, Verbosity};
 pub use bootstrap::BootstrapError;
 pub use cleanup::CleanupError;
 pub use daemon::DaemonError;
-pub use paths::{STATE_DEFAULT, STATE_VARIABLE};
+pub use info::RUNTIME;
+pub use paths::{STATE_DEFAULT, STATE_VARIABLE, pod_sockets};
+pub use pod::{ArtifactError, Found};
 
 /// Why the executable failed; printed as one line.
 #[derive(Debug, thiserror::Error)]

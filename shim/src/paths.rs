@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -14,6 +14,11 @@ pub const STATE_DEFAULT: &str = "/run/hull";
 
 /// `sockaddr_un.sun_path` without its NUL, less one as containerd counts.
 const SOCKET_PATH_MAX: usize = 106;
+
+/// The folder of the sockets in the state root.
+const FOLDER: &str = "s";
+/// Length of the part of the sockets' names that is the pod's: hexadecimal digits.
+const NAME_LENGTH: usize = 32;
 
 /// Why the socket's place cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,23 @@ pub fn state_root() -> PathBuf {
         .map_or_else(|| PathBuf::from(STATE_DEFAULT), PathBuf::from)
 }
 
+/// The task sockets of all pods below a state root. None where there has been no pod.
+pub fn pod_sockets(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = match fs::read_dir(root.join(FOLDER)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut sockets = Vec::new();
+    for entry in folder {
+        let entry = entry?;
+        // The others have an ending.
+        if entry.file_name().len() == NAME_LENGTH && entry.file_type()?.is_socket() {
+            sockets.push(entry.path());
+        }
+    }
+    Ok(sockets)
+}
+
 impl PodSockets {
     /// The sockets of the pod that `callback_address`, namespace and id name together.
     pub fn new(root: &Path, callback_address: &str, namespace: &str, id: &str) -> Result<Self, PathError> {
@@ -60,9 +82,10 @@ impl PodSockets {
             hash.update(part.len().to_le_bytes());
             hash.update(part);
         }
-        let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let name: String =
+            hash.finalize().iter().take(NAME_LENGTH / 2).map(|byte| format!("{byte:02x}")).collect();
         let path = |ending: &str| {
-            let path = root.join("s").join(format!("{name}{ending}"));
+            let path = root.join(FOLDER).join(format!("{name}{ending}"));
             if path.as_os_str().len() > SOCKET_PATH_MAX { Err(PathError::TooLong(path)) } else { Ok(path) }
         };
         Ok(Self { task: path("")?, streams: path(".v")?, lock: path(".lock")? })

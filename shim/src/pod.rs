@@ -8,6 +8,7 @@ mod agent;
 mod artifacts;
 mod broker;
 mod create;
+mod figures;
 mod forward;
 mod hotplug;
 mod jail;
@@ -28,13 +29,13 @@ use tokio::sync::watch;
 
 pub use abandon::{Abandon, Abandoned};
 pub use agent::{Agent, AgentError};
-pub use artifacts::{ArtifactError, Artifacts};
+pub use artifacts::{ArtifactError, Artifacts, Found};
 pub use broker::{Broker, BrokerError, Export};
 pub use hotplug::{Attachments, PlugError};
 pub use journal::Journal;
 pub use monitor::{Monitor, MonitorError, VmEnd, VmEnded};
 pub use rootfs::{Disk, OpenRootfs, RootfsError, RootfsNames, RootfsPlan};
-pub use usage::usage_of;
+pub use usage::process_usage;
 pub use vm::{Booting, Ports, PowerOff, StartError, Vm, VmSpec};
 
 use crate::config::Config;

@@ -4,6 +4,7 @@
 //! own: it is finished whoever still waits for the answer.
 
 mod convert;
+mod figures;
 mod metrics;
 
 use std::collections::HashMap;
@@ -26,11 +27,12 @@ use crate::time::timestamp;
 const SERVICE_V3: &str = "containerd.task.v3.Task";
 const SERVICE_V2: &str = "containerd.task.v2.Task";
 
-/// The task service of a pod under both names that containerd calls it by; the messages are the same.
-pub fn services(pod: &Arc<Pod>) -> HashMap<String, Service> {
+/// The task service of a pod under both names that containerd calls it by, with the same messages; and the pod's own, under
+/// the pod's `id`.
+pub fn services(pod: &Arc<Pod>, id: &str) -> HashMap<String, Service> {
     let make = || create_task(Arc::new(TaskService { pod: Arc::clone(pod) }));
     let v2 = make().remove(SERVICE_V3).map(|service| (SERVICE_V2.to_owned(), service));
-    make().into_iter().chain(v2).collect()
+    make().into_iter().chain(v2).chain([figures::service(pod, id)]).collect()
 }
 
 struct TaskService {

@@ -128,6 +128,12 @@ impl Containerd {
         self.file("containerd.sock")
     }
 
+    /// Runs the command line over the same pods.
+    pub fn hull<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Said {
+        let mut command = Command::new(binaries().join("hull"));
+        said(&finished(command.args(words).env("HULL_STATE_DIR", self.file("hull")).stdin(Stdio::null())))
+    }
+
     /// Ends the daemon with this signal; what it runs goes on.
     pub fn stop(&mut self, signal: Signal) {
         let mut daemon = self.daemon.take().unwrap();

@@ -1,8 +1,10 @@
 //! The container that stands for a pod: it has a process id and an end, and no process in the guest.
 
+use hull_protocol::agent::api::agent::{ContainerStatsResponse, CpuStats, MemoryStats, PidsStats};
 use tokio::sync::watch;
 
 use super::{Container, supervise};
+use crate::metrics::ProcessUsage;
 use crate::process::Exit;
 
 /// The way to end a sandbox.
@@ -47,6 +49,21 @@ impl Ending {
             // Nobody is left who could ask.
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+/// What the monitor takes of the host, as the statistics of the sandbox.
+pub fn host_stats(usage: ProcessUsage) -> ContainerStatsResponse {
+    let ProcessUsage { resident_bytes, user_usec, system_usec, .. } = usage;
+    let cpu = CpuStats { usage_usec: user_usec + system_usec, user_usec, system_usec, ..CpuStats::default() };
+    let memory =
+        MemoryStats { usage_bytes: resident_bytes, anon_bytes: resident_bytes, ..MemoryStats::default() };
+    let pids = PidsStats { current: 1, ..PidsStats::default() };
+    ContainerStatsResponse {
+        memory: Some(memory).into(),
+        cpu: Some(cpu).into(),
+        pids: Some(pids).into(),
+        ..ContainerStatsResponse::default()
     }
 }
 

@@ -22,6 +22,36 @@ pub struct Artifacts {
     pub initramfs: PathBuf,
 }
 
+/// Each of them, or why it is not to be had: what a check of the installation tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The monitor's executable.
+    pub vmm: Result<PathBuf, ArtifactError>,
+    /// The file broker's executable.
+    pub broker: Result<PathBuf, ArtifactError>,
+    /// The guest kernel.
+    pub kernel: Result<PathBuf, ArtifactError>,
+    /// The initramfs with the agent.
+    pub initramfs: Result<PathBuf, ArtifactError>,
+}
+
+impl Found {
+    /// What a shim in the folder `beside` would use.
+    pub fn around(beside: &Path, named: &ArtifactPaths) -> Self {
+        let guest = [beside.join("../guest"), beside.join("../lib/hull"), PathBuf::from("/usr/lib/hull")];
+        let vmm = find(named.vmm.as_ref(), VMM_NAME, VMM_VARIABLE, &[beside.to_owned()]);
+        let broker = broker(vmm.as_deref().unwrap_or(&beside.join(VMM_NAME)), named);
+        let kernel = find(named.kernel.as_ref(), KERNEL_NAME, KERNEL_VARIABLE, &guest);
+        // Kernel and initramfs are built together: one that happens to lie elsewhere does not fit.
+        let same_folder: Vec<PathBuf> = match kernel.as_ref().map(|kernel| kernel.parent()) {
+            Ok(Some(folder)) if named.kernel.is_none() => vec![folder.to_owned()],
+            _ => guest.to_vec(),
+        };
+        let initramfs = find(named.initramfs.as_ref(), INITRAMFS_NAME, INITRAMFS_VARIABLE, &same_folder);
+        Self { vmm, broker, kernel, initramfs }
+    }
+}
+
 /// An artifact that is not there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArtifactError {
@@ -49,8 +79,7 @@ impl Artifacts {
     /// The file broker's executable, which only a pod with volumes needs: the named one, else the one beside the
     /// monitor.
     pub fn broker(&self, named: &ArtifactPaths) -> Result<PathBuf, ArtifactError> {
-        let beside = self.vmm.parent().unwrap_or(Path::new("/")).to_owned();
-        find(named.broker.as_ref(), BROKER_NAME, BROKER_VARIABLE, &[beside])
+        broker(&self.vmm, named)
     }
 
     /// Takes what is named; looks for the rest around this executable, then in `/usr/lib/hull`.
@@ -63,17 +92,15 @@ impl Artifacts {
     }
 
     fn find_around(beside: &Path, named: &ArtifactPaths) -> Result<Self, ArtifactError> {
-        let guest = [beside.join("../guest"), beside.join("../lib/hull"), PathBuf::from("/usr/lib/hull")];
-        let vmm = find(named.vmm.as_ref(), VMM_NAME, VMM_VARIABLE, &[beside.to_owned()])?;
-        let kernel = find(named.kernel.as_ref(), KERNEL_NAME, KERNEL_VARIABLE, &guest)?;
-        // Kernel and initramfs are built together: one that happens to lie elsewhere does not fit.
-        let same_folder: Vec<PathBuf> = match kernel.parent() {
-            Some(folder) if named.kernel.is_none() => vec![folder.to_owned()],
-            _ => guest.to_vec(),
-        };
-        let initramfs = find(named.initramfs.as_ref(), INITRAMFS_NAME, INITRAMFS_VARIABLE, &same_folder)?;
-        Ok(Self { vmm, kernel, initramfs })
+        let Found { vmm, kernel, initramfs, broker: _ } = Found::around(beside, named);
+        Ok(Self { vmm: vmm?, kernel: kernel?, initramfs: initramfs? })
     }
+}
+
+/// The file broker lies beside the monitor.
+fn broker(vmm: &Path, named: &ArtifactPaths) -> Result<PathBuf, ArtifactError> {
+    let beside = vmm.parent().unwrap_or(Path::new("/")).to_owned();
+    find(named.broker.as_ref(), BROKER_NAME, BROKER_VARIABLE, &[beside])
 }
 
 fn find(

@@ -48,6 +48,18 @@ fn two_containers_share_what_a_pod_shares() {
     let stats: ContainerStatsResponse = pod.cri.ok("ContainerStats", &of(&web));
     assert!(stats.stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
     assert!(stats.stats.memory.working_set_bytes.value > 0, "{stats:?}");
+
+    let metrics = containerd.hull(["metrics"]).out;
+    for id in [&web, &side] {
+        let ends = format!(",container=\"{id}\"}} ");
+        let of = |line: &&str| line.starts_with("hull_container_pids{namespace=\"k8s.io\",pod=\"");
+        assert!(metrics.lines().filter(of).any(|line| line.contains(&ends)), "no {id} in:\n{metrics}");
+    }
+    let check = containerd.hull(["check", "--containerd"]);
+    assert_eq!(check.code, 0, "{check:?}");
+    for words in ["containerd's shim: ", "handler \"hull\" is Hull"] {
+        assert!(check.out.contains(words), "{check:?}");
+    }
     pod.end();
     containerd.left_nothing();
 }

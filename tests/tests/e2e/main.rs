@@ -17,6 +17,7 @@ mod hostile;
 mod images;
 mod kubelet;
 mod limits;
+mod metrics;
 mod network;
 mod refused;
 mod streams;
