@@ -58,7 +58,7 @@ impl ProcessHandle {
     pub fn open(pid: u32, start_ticks: Option<u64>) -> Result<Self, CliError> {
         let Some(pidfd) = pidfd_open(pid) else { return Ok(Self { pidfd: None }) };
         // Looked at after the descriptor is there: from then on the number cannot be given to another process.
-        if start_ticks.is_some() && started(pid) != start_ticks {
+        if start_ticks.is_some() && hull_shim::start_ticks(pid) != start_ticks {
             return Ok(Self { pidfd: None });
         }
         let pidfd = watch(pidfd).map_err(CliError::io("cannot watch the shim"))?;
@@ -103,13 +103,6 @@ fn pidfd_open(pid: u32) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Field 22 of `/proc/<pid>/stat`.
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in field 2 may hold anything; what follows its closing parenthesis are numbers.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +111,7 @@ mod tests {
     fn a_process_is_told_from_its_successor_by_its_start() {
         let me = std::process::id();
         runtime().unwrap().block_on(async {
-            assert!(ProcessHandle::open(me, started(me)).unwrap().was_alive());
+            assert!(ProcessHandle::open(me, hull_shim::start_ticks(me)).unwrap().was_alive());
             assert!(!ProcessHandle::open(me, Some(1)).unwrap().was_alive());
             assert!(!ProcessHandle::open(0, None).unwrap().was_alive());
         });

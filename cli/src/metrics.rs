@@ -13,7 +13,6 @@ use hull_shim::metrics::PodMetrics;
 use hull_shim::pod_sockets;
 use tokio::task::JoinSet;
 
-pub use families::text;
 pub use listen::listen;
 
 use crate::error::CliError;
@@ -32,8 +31,13 @@ pub struct Scrape {
     pub silent: usize,
 }
 
+/// What every pod below a state root measures, as Prometheus reads it.
+pub async fn page(root: &Path) -> Result<String, CliError> {
+    Ok(families::text(scrape(root).await?)?)
+}
+
 /// Asks every shim whose socket is below a state root.
-pub async fn scrape(root: &Path) -> Result<Scrape, CliError> {
+async fn scrape(root: &Path) -> Result<Scrape, CliError> {
     let mut sockets = pod_sockets(root).map_err(CliError::io("cannot look for pods"))?.into_iter();
     let mut scrape = Scrape::default();
     let mut asked: JoinSet<Option<PodMetrics>> = JoinSet::new();

@@ -187,7 +187,7 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
     let mut annotations: HashMap<String, String> = request.vm.annotations().into();
     annotations.insert(Lifecycle::ANNOTATION.to_owned(), request.lifecycle.as_str().to_owned());
     if request.privileges == Privileges::All {
-        annotations.insert(annotation::DEVICES.to_owned(), "guest".to_owned());
+        annotations.insert(annotation::DEVICES.to_owned(), annotation::DEVICES_OF_GUEST.to_owned());
     }
     let root = RootBuilder::default()
         .path(defaults::root_path())

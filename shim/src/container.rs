@@ -21,7 +21,8 @@ pub use supervise::{supervise_init, vm_died};
 
 use crate::error::TaskError;
 use crate::events::{Event, Events};
-use crate::pod::{AgentError, Attachments, PowerOff, Vm, process_usage, start_ticks};
+use crate::pod::{AgentError, Attachments, PowerOff, Vm, process_usage};
+use crate::proc_stat::start_ticks;
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
 

@@ -3,7 +3,8 @@
 //! One shim process supervises one pod: it starts the monitor (`hull-vmm`), talks to the agent in the guest, carries
 //! the standard streams, and answers `containerd.task.v2.Task` and `containerd.task.v3.Task` on one socket.
 //!
-//! - [`client`] is for programs that drive a shim, [`metrics`] what it measures; [`record`] is what a shim leaves in the bundle for them.
+//! - [`client`] is for programs that drive a shim, [`metrics`] what it measures; [`record`] is what a shim leaves in the
+//!   bundle for them.
 //! - Everything else is the shim itself, entered by [`run`].
 
 mod args;
@@ -24,6 +25,7 @@ mod network;
 mod paths;
 mod pidfd;
 mod pod;
+mod proc_stat;
 mod process;
 mod readiness;
 pub mod record;
@@ -43,6 +45,7 @@ pub use daemon::DaemonError;
 pub use info::RUNTIME;
 pub use paths::{STATE_DEFAULT, STATE_VARIABLE, pod_sockets};
 pub use pod::{ArtifactError, Found};
+pub use proc_stat::start_ticks;
 
 /// Why the executable failed; printed as one line.
 #[derive(Debug, thiserror::Error)]

@@ -64,8 +64,6 @@ pub struct ContainerMetrics {
 pub struct ContainerUsage {
     /// Memory in bytes, its page cache included.
     pub memory_bytes: u64,
-    /// Its limit; 0 for none.
-    pub memory_limit_bytes: u64,
     /// Processor time in microseconds.
     pub cpu_usec: u64,
     /// How long it was held back by its limit, in microseconds.
@@ -85,8 +83,4 @@ pub struct LinkUsage {
     pub rx_bytes: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Packets that were received and thrown away.
-    pub rx_dropped: u64,
-    /// Packets that were not sent.
-    pub tx_dropped: u64,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::pod::start_ticks;
+use crate::proc_stat::start_ticks;
 
 /// One process, dead or alive.
 pub struct Pidfd(OwnedFd);

@@ -59,14 +59,6 @@ pub fn printable(text: &str) -> String {
     text.chars().take(GUEST_TEXT_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// When a process started, in clock ticks since the host's boot (`proc(5)`, field 22).
-pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may itself hold spaces and parentheses.
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
-}
-
 enum Slot {
     /// Being created, until that is given up.
     Creating(Abandon),

@@ -19,8 +19,10 @@ pub mod annotation {
     pub const VCPUS: &str = "dev.hull.vm.vcpus";
     /// Who ends the pod, one of [`Lifecycle`](super::Lifecycle)'s words.
     pub const LIFECYCLE: &str = "dev.hull.lifecycle";
-    /// `guest`: the container's /dev has a node for each device of its VM.
+    /// Which device nodes the container's /dev has beside those of its specification: [`DEVICES_OF_GUEST`].
     pub const DEVICES: &str = "dev.hull.devices";
+    /// One for each device of its VM.
+    pub const DEVICES_OF_GUEST: &str = "guest";
     /// What the names of all of them begin with.
     pub const PREFIX: &str = "dev.hull.";
     /// Those that a pod's own specification may carry where the administrator allows it.

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use hull_tests::hull::{Hull, finished, image, said};
 use tempfile::{NamedTempFile, TempDir};
 
+#[path = "../../vmm/tests/support/control.rs"]
+mod control;
 mod memory;
 mod monitor;
 #[path = "../../vmm/tests/support/tap.rs"]

@@ -6,19 +6,18 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write, pipe};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::control::hand_over;
 use crate::memory;
 use crate::tap::tap;
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig,
-    JailNetwork, MachineConfig, Message, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION,
-    VsockConfig,
+    Channel, CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig, JailNetwork,
+    MachineConfig, Message, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION, VsockConfig,
 };
 
 const ROUNDS: usize = 200;
@@ -110,14 +109,7 @@ impl Parts {
         let theirs = OwnedFd::from(theirs);
         let mut command = Command::new(&self.vmm);
         command.stdin(Stdio::null()).env_clear();
-        let fd = theirs.as_raw_fd();
-        // SAFETY: only dup2 is called between fork and exec, which is async-signal-safe.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(fd, CONTROL_FD) {
-                CONTROL_FD => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
+        hand_over(&mut command, &theirs);
         let start = Instant::now();
         let child = command.spawn().unwrap();
         let ask = |request: Request, fds: &[BorrowedFd<'_>]| {

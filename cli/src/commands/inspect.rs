@@ -96,7 +96,7 @@ fn describe_container(container: &Container) -> Result<Value, CliError> {
             "AutoRemove": record.auto_remove,
             "Memory": limit(&resources["memory"]["limit"]),
             "NanoCpus": quota.saturating_mul(1_000_000_000) / period,
-            "Privileged": spec["annotations"][annotation::DEVICES] == "guest",
+            "Privileged": spec["annotations"][annotation::DEVICES] == annotation::DEVICES_OF_GUEST,
             "PidsLimit": limit(&resources["pids"]["limit"]),
             "ReadonlyRootfs": spec["root"]["readonly"],
         },

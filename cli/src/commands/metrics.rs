@@ -13,10 +13,7 @@ pub fn metrics(global: &Global, args: &MetricsArgs) -> Result<u8, CliError> {
             let ready = |address| output::line(&format!("http://{address}/metrics"));
             runtime.block_on(metrics::listen(address, &global.state_dir, ready))?;
         }
-        None => {
-            let scrape = runtime.block_on(metrics::scrape(&global.state_dir))?;
-            output::print(&metrics::text(scrape)?)?;
-        }
+        None => output::print(&runtime.block_on(metrics::page(&global.state_dir))?)?,
     }
     Ok(DONE)
 }

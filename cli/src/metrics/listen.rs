@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::{scrape, text};
+use super::page;
 use crate::error::CliError;
 
 /// How many clients are served at once; more wait to be accepted.
@@ -73,9 +73,8 @@ async fn serve(stream: TcpStream, root: PathBuf) -> hyper::Result<()> {
 
 async fn answer(method: &Method, path: &str, root: &Path) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (method, path) {
-        (&Method::GET | &Method::HEAD, "/metrics") => match scrape(root).await.map(text) {
-            Ok(Ok(text)) => (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
-            Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+        (&Method::GET | &Method::HEAD, "/metrics") => match page(root).await {
+            Ok(text) => (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
         },
         (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned()),

@@ -14,7 +14,6 @@ use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 
 use super::monitor::{AsyncChannel, spawn_with_control};
-use super::relay::relay;
 use crate::spec::{Volume, VolumeAccess};
 
 /// The broker examines what it is given; slow storage may hold it up.
@@ -104,10 +103,7 @@ impl Broker {
     pub async fn start(path: &Path) -> Result<(Self, OwnedFd), BrokerError> {
         let failed = |source| BrokerError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        let mut child = spawn_with_control(path, &theirs, None).map_err(failed)?;
-        if let Some(output) = child.stderr.take() {
-            relay("hull-fsd", output);
-        }
+        let (child, _words) = spawn_with_control("hull-fsd", path, &theirs, None).map_err(failed)?;
         drop(theirs);
         let (asks, inbox) = mpsc::channel(8);
         tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox));

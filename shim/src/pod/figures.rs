@@ -62,7 +62,6 @@ async fn of_container(container: &Container) -> (ContainerMetrics, Vec<LinkUsage
 fn usage(stats: &ContainerStatsResponse) -> ContainerUsage {
     ContainerUsage {
         memory_bytes: stats.memory.usage_bytes,
-        memory_limit_bytes: stats.memory.limit_bytes,
         cpu_usec: stats.cpu.usage_usec,
         throttled_usec: stats.cpu.throttled_usec,
         pids: stats.pids.current,
@@ -75,7 +74,5 @@ fn links(stats: &ContainerStatsResponse) -> impl Iterator<Item = LinkUsage> + '_
         name: printable(&link.name),
         rx_bytes: link.rx_bytes,
         tx_bytes: link.tx_bytes,
-        rx_dropped: link.rx_dropped,
-        tx_dropped: link.tx_dropped,
     })
 }

@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 
-use super::start_ticks;
 use crate::network::NetworkRecord;
+use crate::proc_stat::start_ticks;
 use crate::record::{Record, RecordError, ShimRecord};
 
 /// The record of a bundle while the VM comes to be.

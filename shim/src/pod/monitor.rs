@@ -18,9 +18,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 
-use super::relay::relay;
+use super::relay::{Words, relay};
 
 /// How long a monitor that has closed its socket may take to exit.
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);
@@ -120,8 +119,7 @@ impl Monitor {
     pub fn spawn(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
-        let mut child = spawn_with_control(path, &theirs, namespace).map_err(failed)?;
-        let said = child.stderr.take().map(|output| relay("hull-vmm", output));
+        let (child, said) = spawn_with_control("hull-vmm", path, &theirs, namespace).map_err(failed)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
         let channel = AsyncChannel::new(ours)?;
@@ -191,7 +189,7 @@ impl Monitor {
 async fn watch_over(
     channel: AsyncChannel,
     mut child: Child,
-    said: Option<JoinHandle<()>>,
+    said: Words,
     mut inbox: mpsc::Receiver<Ask>,
     end: watch::Sender<Option<VmEnd>>,
 ) {
@@ -257,21 +255,21 @@ async fn watch_over(
         (None, Err(error)) => VmEnd::Lost(error.to_string()),
     };
     // Its last words come before its end in the log; who has inherited its standard error may hold it open.
-    if let Some(said) = said
-        && tokio::time::timeout(WORDS_DEADLINE, said).await.is_err()
-    {
+    if tokio::time::timeout(WORDS_DEADLINE, said).await.is_err() {
         log::debug!("the monitor's standard error is still open");
     }
     log::info!("the VM ended: {how}");
     end.send_replace(Some(how));
 }
 
-/// Starts a process of ours with a control socket as [`CONTROL_FD`] and standard error as a pipe to us. It dies with this process.
+/// Starts a process of ours, called `program` in the log, where its standard error goes, with a control socket as
+/// [`CONTROL_FD`]. It dies with this process.
 pub(super) fn spawn_with_control(
+    program: &'static str,
     path: &Path,
     socket: &Channel,
     network: Option<BorrowedFd<'_>>,
-) -> io::Result<Child> {
+) -> io::Result<(Child, Words)> {
     // Were CONTROL_FD free here, the runtime's own pipe to the child could get that number and be overwritten.
     let null = File::open("/dev/null")?;
     let _occupied = duplicate_from(&null, CONTROL_FD)?;
@@ -288,7 +286,9 @@ pub(super) fn spawn_with_control(
             inherit_control_socket(socket, parent)
         });
     }
-    command.spawn()
+    let mut child = command.spawn()?;
+    let output = child.stderr.take().ok_or_else(|| io::Error::other("no pipe to its standard error"))?;
+    Ok((child, relay(program, output)))
 }
 
 fn enter_network(namespace: i32) -> io::Result<()> {

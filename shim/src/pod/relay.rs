@@ -9,8 +9,11 @@ const LINE_MAX: u64 = 1024;
 /// The most lines of one program. Its own bound is lower; more is read, so that it is not held up, and dropped.
 const LINES_MAX: usize = 200;
 
+/// Ends when a program's last words are in the log. Dropped, they get there all the same.
+pub type Words = JoinHandle<()>;
+
 /// Logs what a program of the pod's says, to the end.
-pub fn relay(program: &'static str, output: impl AsyncRead + Send + Unpin + 'static) -> JoinHandle<()> {
+pub fn relay(program: &'static str, output: impl AsyncRead + Send + Unpin + 'static) -> Words {
     tokio::spawn(each_line(output, move |line| log::warn!(of = program; "{line}")))
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::metrics::ProcessUsage;
+use crate::proc_stat::ProcStat;
 
 /// Why it cannot be said.
 #[derive(Debug, thiserror::Error)]
@@ -15,19 +16,13 @@ pub struct UsageError {
 /// What a process uses.
 pub fn process_usage(pid: u32) -> Result<ProcessUsage, UsageError> {
     let failed = |source| UsageError { pid, source };
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).map_err(failed);
-    let malformed = || failed(io::ErrorKind::InvalidData.into());
-    let memory = read("statm")?;
+    let memory = std::fs::read_to_string(format!("/proc/{pid}/statm")).map_err(failed)?;
     let resident = memory.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    let stat = read("stat")?;
-    // Fields 14, 15 and 20 of proc(5); the name in parentheses may itself hold spaces and parentheses.
-    let (_, fields) = stat.rsplit_once(')').ok_or_else(malformed)?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3).and_then(|field| field.parse::<u64>().ok());
+    let stat = ProcStat::read(pid).map_err(failed)?;
     let (Some(resident), Some(user), Some(system), Some(threads)) =
-        (resident, field(14), field(15), field(20))
+        (resident, stat.field(14), stat.field(15), stat.field(20))
     else {
-        return Err(malformed());
+        return Err(failed(io::ErrorKind::InvalidData.into()));
     };
     // SAFETY: sysconf takes a number.
     let per_second = |name| u64::try_from(unsafe { libc::sysconf(name) }).unwrap_or(1).max(1);

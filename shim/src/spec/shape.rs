@@ -59,10 +59,12 @@ pub fn lifecycle(spec: &Spec) -> Result<Lifecycle, SpecError> {
 pub fn device_nodes(spec: &Spec) -> Result<DeviceNodes, SpecError> {
     match annotation(spec, annotation::DEVICES) {
         None => Ok(DeviceNodes::OF_SPEC),
-        Some("guest") => Ok(DeviceNodes::OF_GUEST),
-        Some(value) => {
-            Err(SpecError::Annotation { name: annotation::DEVICES, value: value.to_owned(), wanted: "guest" })
-        }
+        Some(annotation::DEVICES_OF_GUEST) => Ok(DeviceNodes::OF_GUEST),
+        Some(value) => Err(SpecError::Annotation {
+            name: annotation::DEVICES,
+            value: value.to_owned(),
+            wanted: annotation::DEVICES_OF_GUEST,
+        }),
     }
 }
 

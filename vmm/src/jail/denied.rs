@@ -4,9 +4,7 @@
 //! is the shim's log, and exits with a status of its own. It runs in a process that may be taken over, and between any
 //! two instructions: it allocates nothing, takes no lock, and returns to nobody.
 //!
-//! Monitor and file broker share it: each [`Program`] has a handler, which knows by itself whose it is.
-//!
-//! The monitor and the file broker share it; the line says which of them ends.
+//! The monitor and the file broker share it: each [`Program`] has a handler, which knows by itself whose it is.
 
 use std::mem::MaybeUninit;
 use std::ptr;

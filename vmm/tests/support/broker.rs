@@ -1,18 +1,18 @@
 //! Starts the real `hull-fsd` and speaks to it as the shim and the monitor do.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 use hull_protocol::fs::{
-    BrokerChannel, CONTROL_FD, Control, ControlReply, ExportAccess, Name, NodeId, ROOT, Reply, Request,
-    VERSION,
+    BrokerChannel, Control, ControlReply, ExportAccess, Name, NodeId, ROOT, Reply, Request, VERSION,
 };
 use hull_protocol::vmm::Channel;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tempfile::TempDir;
+
+use super::control::hand_over;
 
 /// A running broker. Dropped, it is killed.
 pub struct Broker {
@@ -36,14 +36,8 @@ impl Broker {
         let (control, theirs) = Channel::pair().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_hull-fsd"));
         command.stdin(Stdio::null()).env_clear();
-        let fd = theirs.as_raw_fd();
-        // SAFETY: only dup2, which may be called between fork and exec.
-        unsafe {
-            command.pre_exec(move || match libc::dup2(fd, CONTROL_FD) {
-                CONTROL_FD => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
+        let theirs = OwnedFd::from(theirs);
+        hand_over(&mut command, &theirs);
         let process = command.spawn().unwrap();
         drop(theirs);
         let (monitor, broker) = BrokerChannel::pair().unwrap();

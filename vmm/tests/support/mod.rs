@@ -4,6 +4,7 @@
 
 pub mod attacks;
 pub mod broker;
+pub mod control;
 pub mod driver;
 pub mod guest;
 pub mod random;

@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, CpuTemplate, ExitReason, FailureCode, JailConfig, JailNetwork, MachineConfig,
-    Message, Request, VERSION, VmStats,
+    Channel, CpuTemplate, ExitReason, FailureCode, JailConfig, JailNetwork, MachineConfig, Message, Request,
+    VERSION, VmStats,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+
+use super::control::hand_over;
 
 /// Longer than anything takes, so that a hang is a failure.
 const PATIENCE_SECONDS: i64 = 60;
@@ -59,18 +60,7 @@ impl Vmm {
         let theirs = OwnedFd::from(theirs);
         let mut command = Command::new(binary);
         command.stdin(Stdio::null());
-        let fd = theirs.as_raw_fd();
-        // SAFETY: between fork and exec only fcntl and dup2 are called, which are async-signal-safe.
-        unsafe {
-            command.pre_exec(move || {
-                let done = if fd == CONTROL_FD {
-                    libc::fcntl(fd, libc::F_SETFD, 0)
-                } else {
-                    libc::dup2(fd, CONTROL_FD)
-                };
-                if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-            });
-        }
+        hand_over(&mut command, &theirs);
         let child = command.spawn().unwrap();
         Self { child, channel: Some(ours), log: tempfile::tempfile().unwrap() }
     }
