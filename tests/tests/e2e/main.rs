@@ -20,6 +20,8 @@ mod limits;
 mod metrics;
 mod network;
 mod refused;
+mod restarts;
+mod soak;
 mod streams;
 mod terminal;
 mod volumes;
