@@ -129,12 +129,13 @@ fn an_interface_is_no_faster_than_chosen() {
     let mut connection = listener.accept().unwrap().0;
     let begun = Instant::now();
     connection.write_all(&vec![0; LENGTH]).unwrap();
+    // nc goes on until its peer has ended.
+    drop(connection);
     let counted = receiver.wait_with_output().unwrap();
     let took = begun.elapsed();
     println!("in: {took:?}");
     assert_eq!(String::from_utf8_lossy(&counted.stdout).trim(), LENGTH.to_string());
     assert!(took >= LEAST, "{LENGTH} bytes in after {took:?}");
-    drop(connection);
     hull.ok(["rm", "-f", &id]);
     hull.left_nothing();
 }
