@@ -409,7 +409,7 @@ async fn insist(init: Arc<Process>, vm: Arc<Vm>) {
 }
 
 /// The record of a VM's processes for a container; `sandbox` is the pod's where that is another container. The pod's network
-/// is then the sandbox's to give back.
+/// and cgroup are then the sandbox's to give back.
 pub fn shim_record(vm: &Vm, sandbox: Option<&str>) -> ShimRecord {
     ShimRecord {
         vmm_pid: Some(vm.pid()),
@@ -417,6 +417,7 @@ pub fn shim_record(vm: &Vm, sandbox: Option<&str>) -> ShimRecord {
         sandbox: sandbox.map(str::to_owned),
         boot: vm.boot,
         network: if sandbox.is_some() { None } else { vm.network_record() },
+        cgroup: if sandbox.is_some() { None } else { vm.cgroup_record() },
         ..own_record(vec![vm.stream_socket().to_owned()])
     }
 }

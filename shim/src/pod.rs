@@ -7,6 +7,7 @@ mod abandon;
 mod agent;
 mod artifacts;
 mod broker;
+mod cgroup;
 mod create;
 mod figures;
 mod forward;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::cgroup::CgroupRecord;
 pub use crate::network::NetworkRecord;
 
 /// Names of the annotations in `config.json` that the shim reads.
@@ -123,6 +124,9 @@ pub struct ShimRecord {
     /// What the shim has changed in the pod's network namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRecord>,
+    /// The pod's cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupRecord>,
     /// The unix sockets that belong to the pod.
     #[serde(default)]
     pub sockets: Vec<PathBuf>,

@@ -27,6 +27,7 @@ pub use role::Role;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
+use crate::cgroup::{CgroupPath, CgroupPathError};
 use crate::config::{Config, FILE};
 use crate::record::{Lifecycle, annotation};
 
@@ -74,6 +75,14 @@ pub enum SpecError {
     /// An annotation of ours that a pod's specification must not carry.
     #[error("annotation {0} is not allowed: an administrator allows it by annotations.allow in {FILE}")]
     NotAllowed(String),
+    /// The pod's cgroup.
+    #[error("linux.cgroupsPath {path:?} names no cgroup: {source}")]
+    Cgroup {
+        /// As it is written.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: CgroupPathError,
+    },
     /// The seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] hull_seccomp::Error),
@@ -94,6 +103,7 @@ impl SpecError {
             | Self::Missing(_)
             | Self::Annotation { .. }
             | Self::NotAllowed(_)
+            | Self::Cgroup { .. }
             | Self::TooLong(_) => Code::INVALID_ARGUMENT,
             Self::Read { .. } => Code::UNKNOWN,
         }
@@ -159,6 +169,16 @@ impl Document {
     /// The network that it asks for.
     pub fn network(&self) -> Result<NetworkChoice, SpecError> {
         NetworkChoice::of(&self.spec)
+    }
+
+    /// The cgroup on the host that it asks for, which is the pod's.
+    pub fn cgroup(&self) -> Result<Option<CgroupPath>, SpecError> {
+        let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        let parse = |path: &PathBuf| {
+            CgroupPath::parse(path).map_err(|source| SpecError::Cgroup { path: path.clone(), source })
+        };
+        path.map(parse).transpose()
     }
 
     /// Takes out the kernel parameters of the network, which are set for the pod.

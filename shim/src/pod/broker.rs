@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cgroup::Accounting;
 use super::monitor::{AsyncChannel, spawn_with_control};
 use crate::spec::{Volume, VolumeAccess};
 
@@ -99,12 +100,15 @@ enum Ask {
 pub struct Broker(mpsc::Sender<Ask>);
 
 impl Broker {
-    /// Starts the broker. It dies with this process. Returns it, and what the monitor is to speak over.
-    pub async fn start(path: &Path) -> Result<(Self, OwnedFd), BrokerError> {
+    /// Starts the broker, counted with its VM. It dies with this process. Returns it, and what the monitor is to speak over.
+    pub async fn start(path: &Path, accounting: &Accounting) -> Result<(Self, OwnedFd), BrokerError> {
         let failed = |source| BrokerError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
         let (child, _words) = spawn_with_control("hull-fsd", path, &theirs, None).map_err(failed)?;
         drop(theirs);
+        if let Some(pid) = child.id() {
+            accounting.admit("the file broker", pid);
+        }
         let (asks, inbox) = mpsc::channel(8);
         tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox));
         let broker = Self(asks);

@@ -138,6 +138,7 @@ impl Pod {
         let Order { request, bundle, mut document, abandoned } = order;
         let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
         let (network, sysctls) = (document.network()?, document.take_network_sysctls()?);
+        let cgroup = document.cgroup()?;
         let config = document.translate(&bundle, None)?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
@@ -159,6 +160,7 @@ impl Pod {
             stream_socket: self.sockets.streams.clone(),
             namespace: self.namespace.clone(),
             hostname,
+            cgroup,
         };
         let vm = self.boot(spec, &bundle, &abandoned).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
@@ -196,6 +198,7 @@ impl Pod {
             stream_socket: self.sockets.streams.clone(),
             namespace: self.namespace.clone(),
             hostname: document.hostname(),
+            cgroup: document.cgroup()?,
         };
         let stdio = stdio(request)?;
         let vm = self.boot(spec, &bundle, &abandoned).await?;

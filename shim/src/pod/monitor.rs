@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::cgroup::Accounting;
 use super::relay::{Words, relay};
 
 /// How long a monitor that has closed its socket may take to exit.
@@ -115,13 +116,19 @@ impl Monitor {
     /// Starts the monitor with its control socket. It dies with this process, also after its jail has closed: it sees to
     /// that itself.
     ///
-    /// Where there is a namespace it is in that: on the host it stands for the pod.
-    pub fn spawn(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<Self, MonitorError> {
+    /// Where there is a namespace it is in that: on the host it stands for the pod. It is counted with the pod before it has
+    /// any of the guest's memory.
+    pub fn spawn(
+        path: &Path,
+        namespace: Option<BorrowedFd<'_>>,
+        accounting: &Accounting,
+    ) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
         let (child, said) = spawn_with_control("hull-vmm", path, &theirs, namespace).map_err(failed)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
+        accounting.admit("the monitor", pid);
         let channel = AsyncChannel::new(ours)?;
         let (asks, inbox) = mpsc::channel(8);
         let (end, ended) = watch::channel(None);

@@ -19,6 +19,7 @@ use hull_protocol::vmm::{
 };
 use tokio::sync::watch;
 
+use super::cgroup::Accounting;
 use super::forward::Forwarder;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
@@ -26,6 +27,7 @@ use super::{
     Abandoned, Agent, AgentError, Artifacts, Broker, Disk, Export, Journal, Monitor, MonitorError,
     RootfsNames, jail,
 };
+use crate::cgroup::{CgroupPath, CgroupRecord};
 use crate::config::{Config, FreeMemory};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
@@ -76,6 +78,8 @@ pub struct VmSpec {
     pub sysctls: HashMap<String, String>,
     /// Whether the pod's ports can be reached from its network namespace.
     pub ports: Ports,
+    /// The pod's cgroup on the host, if it is to have one.
+    pub cgroup: Option<CgroupPath>,
 }
 
 /// Where a pod's ports can be reached, besides by its addresses.
@@ -113,6 +117,7 @@ pub struct Vm {
     further: AtomicU32,
     monitor: Monitor,
     network: Option<Keeper>,
+    accounting: Accounting,
     stream_socket: PathBuf,
     undo: std::sync::Mutex<Option<Undo>>,
     remains: watch::Sender<Remains>,
@@ -145,6 +150,7 @@ struct VmSpecRest {
     hostname: String,
     sysctls: HashMap<String, String>,
     ports: Ports,
+    accounting: Accounting,
     broker: Option<Broker>,
 }
 
@@ -193,11 +199,12 @@ impl Booting {
         let listener = bind_private(&spec.stream_socket).map_err(open_error(&spec.stream_socket))?;
         let path = spec.stream_socket.clone();
         undo.push("the stream socket", async move { remove_file(&path) });
+        let accounting = Accounting::begin(spec.cgroup, &mut journal, undo)?;
         let (ours, theirs) = Channel::pair().map_err(MonitorError::from_io)?;
         let (broker, files) = match spec.exports {
             None => (None, None),
             Some(exports) => {
-                let (broker, files) = share(exports, &artifacts.broker(&config.artifacts)?, undo).await?;
+                let (broker, files) = share(exports, &artifacts.broker(&config.artifacts)?, &accounting, undo).await?;
                 (Some(broker), Some(files))
             }
         };
@@ -214,7 +221,7 @@ impl Booting {
         };
 
         let namespace = network.as_ref().map(|settled| settled.network.namespace().as_fd());
-        let monitor = Monitor::spawn(&artifacts.vmm, namespace)?;
+        let monitor = Monitor::spawn(&artifacts.vmm, namespace, &accounting)?;
         let killed = monitor.clone();
         undo.push("the monitor", async move {
             killed.kill().await;
@@ -279,6 +286,7 @@ impl Booting {
             hostname,
             sysctls,
             ports,
+            accounting,
             broker,
         };
         Ok((monitor, connections, network, rest))
@@ -309,6 +317,7 @@ impl Booting {
                 memory_mib: spec.memory_mib,
                 disk_limits: spec.disk_limits,
                 broker: spec.broker,
+                accounting: spec.accounting,
                 further: AtomicU32::new(0),
                 streams,
                 monitor,
@@ -372,6 +381,11 @@ impl Vm {
     /// What the shim has changed in the pod's network namespace.
     pub fn network_record(&self) -> Option<NetworkRecord> {
         self.network.as_ref().and_then(Keeper::record)
+    }
+
+    /// The pod's cgroup.
+    pub fn cgroup_record(&self) -> Option<CgroupRecord> {
+        self.accounting.record()
     }
 
     /// The path of the monitor's vsock listener.
@@ -453,9 +467,10 @@ async fn forward(namespace: &Arc<Namespace>, streams: Streams, undo: &mut Undo) 
 async fn share(
     exports: Vec<Export>,
     program: &Path,
+    accounting: &Accounting,
     undo: &mut Undo,
 ) -> Result<(Broker, OwnedFd), StartError> {
-    let (broker, files) = Broker::start(program).await?;
+    let (broker, files) = Broker::start(program, accounting).await?;
     let ended = broker.clone();
     undo.push("the file broker", async move {
         ended.end().await;
