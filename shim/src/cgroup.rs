@@ -9,8 +9,10 @@
 //! |---|---|
 //! | [`path`] | where the cgroup is, in the forms that engines write |
 //! | [`hierarchy`] | which of the host's cgroup file systems count |
+//! | [`oom`] | whether the host's OOM killer was in it |
 
 mod hierarchy;
+mod oom;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use hierarchy::{Hierarchy, Kind};
+pub use oom::OomKills;
 pub use path::{CgroupPath, CgroupPathError};
 
 /// What those who move by themselves write to.
@@ -52,6 +55,8 @@ pub struct CgroupRecord {
 pub struct Cgroup {
     /// One in each hierarchy.
     directories: Vec<PathBuf>,
+    /// Kills there, where a hierarchy counts them.
+    oom_kills: Option<OomKills>,
 }
 
 /// What is to be made.
@@ -80,18 +85,29 @@ impl CgroupPlan {
     /// Makes it, in as many hierarchies as let it be made: an error is that of the first that does not.
     pub fn make(&self) -> (Cgroup, io::Result<()>) {
         let mut directories = Vec::new();
+        let mut oom_kills = None;
         let mut first = Ok(());
         for hierarchy in &self.hierarchies {
             match make(hierarchy, self.path.as_path()) {
-                Ok(directory) => directories.push(directory),
-                Err(error) => first = first.and(Err(about(&hierarchy.root.join(self.path.as_path()), &error))),
+                Ok(directory) => {
+                    oom_kills = oom_kills.or_else(|| OomKills::of(hierarchy.kind, &directory));
+                    directories.push(directory);
+                }
+                Err(error) => {
+                    first = first.and(Err(about(&hierarchy.root.join(self.path.as_path()), &error)));
+                }
             }
         }
-        (Cgroup { directories }, first)
+        (Cgroup { directories, oom_kills }, first)
     }
 }
 
 impl Cgroup {
+    /// Kills there, to be asked about when something has died.
+    pub fn oom_kills(&self) -> Option<OomKills> {
+        self.oom_kills.clone()
+    }
+
     /// Moves a process into it, with all its threads.
     pub fn admit(&self, pid: u32) -> io::Result<()> {
         let mut first = Ok(());
@@ -161,9 +177,11 @@ fn try_make(hierarchy: &Hierarchy, path: &Path) -> io::Result<PathBuf> {
 fn pass_on_controllers(directory: &Path) {
     let words = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
     let (there, passed_on) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
-    let has = |list: &str, name| list.split_whitespace().any(|word| word == name);
-    for name in hierarchy::UNIFIED_CONTROLLERS.iter().filter(|name| has(&there, name) && !has(&passed_on, name))
-    {
+    let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
+    for name in hierarchy::UNIFIED_CONTROLLERS {
+        if !has(&there, name) || has(&passed_on, name) {
+            continue;
+        }
         if let Err(error) = write(&directory.join("cgroup.subtree_control"), &format!("+{name}")) {
             log::debug!("{}: the controller {name} is not passed on: {error}", directory.display());
         }

@@ -91,7 +91,7 @@ pub struct ExitRecord {
     pub exit_code: u32,
     /// When, RFC 3339 in UTC.
     pub exited_at: String,
-    /// Whether the guest's OOM killer was at work in the container.
+    /// Whether the guest's OOM killer was at work in the container, or the host's ended its VM.
     pub oom_killed: bool,
     /// Why, where it was not the process itself that ended: one sentence, else empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use hull_shim::client::{Code, Process, Reach};
-use hull_shim::record::{Record, ShimRecord};
+use hull_shim::record::{ExitRecord, Record, ShimRecord};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Pod, soon};
@@ -54,7 +54,7 @@ async fn monitor_and_broker_are_in_the_pods_cgroup() {
     soon(client.wait(SANDBOX)).await.unwrap();
     soon(client.delete(Process::init("web"))).await.unwrap();
     soon(client.delete(SANDBOX)).await.unwrap();
-    assert_eq!(pod.cgroups(), [const { std::path::PathBuf::new() }; 0], "it goes with the VM");
+    assert!(pod.cgroups().is_empty(), "it goes with the VM");
     soon(client.shutdown("pod")).await.unwrap();
     pod.assert_nothing_left();
 }
@@ -68,15 +68,63 @@ async fn the_cgroup_of_a_killed_shim_goes_with_its_delete() {
     kill(Pid::from_raw(record.shim_pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     for _ in 0..2 {
         assert_eq!(pod.shim.delete().unwrap().exit_status, 137);
-        assert_eq!(pod.cgroups(), [const { std::path::PathBuf::new() }; 0]);
+        assert!(pod.cgroups().is_empty());
     }
     pod.assert_nothing_left();
+}
+
+/// Bounds what the pod's VM may take of the host.
+fn bound(pod: &Pod, bytes: u64) {
+    let bounds = ["memory.swap.max", "memory.max", "memory.limit_in_bytes"];
+    let files = pod.cgroups().into_iter().flat_map(|cgroup| bounds.map(|name| cgroup.join(name)));
+    let files: Vec<_> = files.filter(|file| file.exists()).collect();
+    assert!(!files.is_empty(), "no hierarchy bounds memory");
+    for file in files {
+        let bytes = if file.ends_with("memory.swap.max") { 0 } else { bytes };
+        fs::write(file, bytes.to_string()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_the_host_has_no_memory_for_is_told_apart() {
+    for (limited, reason) in
+        [(true, "the VM ended: the host's OOM killer ended it"), (false, "without a word")]
+    {
+        let pod = Pod::with("web", &["sleep", "1000"], "greedy", "");
+        let containerd = pod.containerd();
+        let client = pod.connect().await;
+        let web = Process::init("web");
+        soon(client.create(&pod.request)).await.unwrap();
+        soon(client.start(web)).await.unwrap();
+        if limited {
+            bound(&pod, 64 << 20);
+        }
+        let error = soon(client.stats("web")).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::NOT_FOUND), "{error}");
+        assert_eq!(soon(client.wait(web)).await.unwrap().exit_status, 137);
+        let exit = ExitRecord::read(pod.bundle()).unwrap().unwrap();
+        assert!(exit.reason.contains(reason) && exit.oom_killed == limited, "{exit:?}");
+        assert!(pod.log().contains(reason), "{}", pod.log());
+        soon(client.delete(web)).await.unwrap();
+        soon(client.shutdown("web")).await.unwrap();
+        let topics: Vec<String> = containerd.told().into_iter().map(|event| event.topic).collect();
+        let expected: &[&str] = if limited {
+            &["create", "start", "oom", "exit", "delete"]
+        } else {
+            &["create", "start", "exit", "delete"]
+        };
+        assert_eq!(topics, expected);
+        pod.assert_nothing_left();
+    }
 }
 
 #[tokio::test]
 async fn a_path_that_names_no_cgroup_is_one_clear_error() {
     for (path, words) in [
-        ("/../escaped", "linux.cgroupsPath \"/../escaped\" names no cgroup: it must not have the part \"..\""),
+        (
+            "/../escaped",
+            "linux.cgroupsPath \"/../escaped\" names no cgroup: it must not have the part \"..\"",
+        ),
         ("/", "linux.cgroupsPath \"/\" names no cgroup: it is the root of all cgroups"),
         ("a--b.slice:x:y", "its slice is none of systemd's"),
     ] {
@@ -94,8 +142,8 @@ async fn a_path_that_names_no_cgroup_is_one_clear_error() {
 #[tokio::test]
 async fn what_cannot_be_made_is_logged_and_done_without() {
     let mut pod = Pod::sandbox("pod");
-    // No file system takes a name of this length.
-    pod.config["linux"]["cgroupsPath"] = format!("/{}", "x".repeat(300)).into();
+    // A file of the kernel's in every cgroup.
+    pod.config["linux"]["cgroupsPath"] = "/cgroup.procs/web".into();
     let client = pod.connect().await;
     soon(client.create(&pod.request)).await.unwrap();
     assert!(pod.log().contains("the pod's cgroup cannot be made"), "{}", pod.log());

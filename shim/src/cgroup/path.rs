@@ -42,7 +42,8 @@ impl CgroupPath {
     /// Reads what an engine has written.
     pub fn parse(written: &Path) -> Result<Self, CgroupPathError> {
         let text = written.to_str().ok_or(CgroupPathError::NotText)?;
-        let path = if text.starts_with('/') || !text.contains(':') { plain(text)? } else { of_systemd(text)? };
+        let path =
+            if text.starts_with('/') || !text.contains(':') { plain(text)? } else { of_systemd(text)? };
         if path.as_os_str().is_empty() { Err(CgroupPathError::Root) } else { Ok(Self(path)) }
     }
 
@@ -60,7 +61,8 @@ fn plain(text: &str) -> Result<PathBuf, CgroupPathError> {
 fn of_systemd(text: &str) -> Result<PathBuf, CgroupPathError> {
     let parts: Vec<&str> = text.split(':').collect();
     let [slice, prefix, name] = parts[..] else { return Err(CgroupPathError::Form) };
-    if name.is_empty() || name == ".." || name == "." || [name, prefix].iter().any(|part| part.contains('/')) {
+    if name.is_empty() || name == ".." || name == "." || [name, prefix].iter().any(|part| part.contains('/'))
+    {
         return Err(CgroupPathError::Scope);
     }
     let mut path = expanded(if slice.is_empty() { DEFAULT_SLICE } else { slice })?;

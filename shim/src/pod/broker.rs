@@ -14,7 +14,8 @@ use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 
 use super::cgroup::Accounting;
-use super::monitor::{AsyncChannel, spawn_with_control};
+use super::monitor::{AsyncChannel, spawn_with_control, was_oom_killed};
+use crate::cgroup::OomKills;
 use crate::spec::{Volume, VolumeAccess};
 
 /// The broker examines what it is given; slow storage may hold it up.
@@ -110,7 +111,7 @@ impl Broker {
             accounting.admit("the file broker", pid);
         }
         let (asks, inbox) = mpsc::channel(8);
-        tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox));
+        tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox, accounting.oom_kills()));
         let broker = Self(asks);
         let (monitor, socket) = BrokerChannel::pair().map_err(ChannelError::from)?;
         broker.tell(Control::Hello { version: VERSION }, None).await?.map_err(BrokerError::Unusable)?;
@@ -151,7 +152,12 @@ impl Broker {
 }
 
 /// Owns the control socket and the process.
-async fn converse(channel: AsyncChannel, mut child: Child, mut inbox: mpsc::Receiver<Ask>) {
+async fn converse(
+    channel: AsyncChannel,
+    mut child: Child,
+    mut inbox: mpsc::Receiver<Ask>,
+    oom_kills: Option<OomKills>,
+) {
     loop {
         let ask = tokio::select! {
             ask = inbox.recv() => ask,
@@ -160,6 +166,9 @@ async fn converse(channel: AsyncChannel, mut child: Child, mut inbox: mpsc::Rece
                     Ok(status) if status.code() == Some(DENIED_STATUS) => log::error!(
                         "the file broker made a system call that its jail denies; the log names it: the guest's files are lost"
                     ),
+                    Ok(status) if was_oom_killed(status, oom_kills.as_ref()) => {
+                        log::error!("the host's OOM killer ended the file broker: the guest's files are lost");
+                    }
                     Ok(status) => log::error!("the file broker has ended ({status}): the guest's files are lost"),
                     Err(error) => log::error!("the file broker is lost: {error}"),
                 }

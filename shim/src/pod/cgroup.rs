@@ -1,7 +1,7 @@
 //! The pod's cgroup while a VM comes to be: on record, made, and to be undone.
 
 use super::{Journal, StartError};
-use crate::cgroup::{Cgroup, CgroupPath, CgroupPlan, CgroupRecord};
+use crate::cgroup::{Cgroup, CgroupPath, CgroupPlan, CgroupRecord, OomKills};
 use crate::undo::Undo;
 
 /// Where the processes of a VM are counted; nowhere, where the host has no cgroups that could be made.
@@ -43,6 +43,11 @@ impl Accounting {
         if let Err(error) = cgroup.admit(pid) {
             log::warn!("{what} cannot be moved into the pod's cgroup: {error}");
         }
+    }
+
+    /// Kills by the host's OOM killer, where they are counted.
+    pub fn oom_kills(&self) -> Option<OomKills> {
+        self.cgroup.as_ref().and_then(Cgroup::oom_kills)
     }
 
     /// What is enough to remove the cgroup.

@@ -109,7 +109,10 @@ fn a_lone_containers_cgroup_goes_with_it_whatever_ends_it() {
     let containerd = Containerd::start();
     for id in ["a", "b"] {
         containerd.detached(&[], id, &["sleep", "1000"]);
-        assert_eq!(cgroup_of(containerd.shim_record(id)["vmm_pid"].as_u64().unwrap()), format!("default/{id}"));
+        assert_eq!(
+            cgroup_of(containerd.shim_record(id)["vmm_pid"].as_u64().unwrap()),
+            format!("default/{id}")
+        );
     }
     containerd.remove("a");
     assert!(!Path::new(ROOT).join("default/a").exists());
@@ -122,6 +125,27 @@ fn a_lone_containers_cgroup_goes_with_it_whatever_ends_it() {
     let said = containerd.run(["run", "--runtime", RUNTIME, "--cgroup", "/../x", &image, "bad", "true"]);
     assert!(said.code != 0 && said.err.contains("linux.cgroupsPath \"/../x\" names no cgroup"), "{said:?}");
     containerd.run(["container", "rm", "bad"]);
+    containerd.left_nothing();
+}
+
+#[test]
+fn a_vm_that_the_host_has_no_memory_for_is_told_apart() {
+    let containerd = Containerd::start();
+    let mut events = containerd.events();
+    containerd.detached(&[], "web", &["sleep", "1000"]);
+    // Less than the VM has already: nothing of it can be swapped or dropped.
+    let cgroup = Path::new(ROOT).join("default/web");
+    fs::write(cgroup.join("memory.max"), (16 << 20).to_string()).unwrap();
+    let told = events.until("/tasks/exit", "web");
+    assert_eq!(told, ["create", "start", "oom", "exit"]);
+    containerd.becomes("web", "STOPPED");
+    let exit: serde_json::Value =
+        serde_json::from_slice(&fs::read(containerd.bundle("web").join("exit.json")).unwrap()).unwrap();
+    assert!(exit["reason"].as_str().unwrap().contains("the host's OOM killer ended it"), "{exit}");
+    assert_eq!(containerd.exit_code("web"), 137);
+    assert!(!cgroup.exists());
+    containerd.ok(["container", "rm", "web"]);
+    drop(events);
     containerd.left_nothing();
 }
 
