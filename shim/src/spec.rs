@@ -5,6 +5,7 @@
 //! what would silently change the container's meaning is an error.
 
 mod files;
+mod limits;
 mod namespaces;
 mod network;
 mod role;
@@ -21,6 +22,7 @@ use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespace
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use limits::{Limits, needed};
 pub use namespaces::Issued;
 pub use network::NetworkChoice;
 pub use role::Role;
@@ -137,6 +139,8 @@ pub struct ContainerConfig {
     pub lifecycle: Lifecycle,
     /// Which device nodes it has.
     pub device_nodes: DeviceNodes,
+    /// What the size of its VM depends on.
+    pub limits: Limits,
 }
 
 impl Document {
@@ -201,13 +205,24 @@ impl Document {
     pub fn translate(self, bundle: &Path, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
         let Self { mut spec, id, .. } = self;
         let (lifecycle, device_nodes) = (shape::lifecycle(&spec)?, shape::device_nodes(&spec)?);
+        let limits = Limits::of_container(&spec);
         let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         let files = files::take(&mut spec, bundle)?;
         let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(ContainerConfig { guest_spec, seccomp, volumes, files, namespaces, root, lifecycle, device_nodes })
+        Ok(ContainerConfig {
+            guest_spec,
+            seccomp,
+            volumes,
+            files,
+            namespaces,
+            root,
+            lifecycle,
+            device_nodes,
+            limits,
+        })
     }
 }
 
@@ -233,12 +248,13 @@ pub fn exec_process(json: &[u8], terminal: crate::container::Terminal) -> Result
     serde_json::to_vec(&process).map_err(malformed)
 }
 
-/// Translates the LinuxResources of an update: JSON in, JSON out.
-pub fn update_resources(json: &[u8]) -> Result<Vec<u8>, SpecError> {
+/// New limits of a container: as the guest gets them, JSON, and all of its limits that the VM's size depends on, where
+/// they were `before`.
+pub fn update(json: &[u8], before: Limits) -> Result<(Vec<u8>, Limits), SpecError> {
     let malformed = |source| SpecError::Malformed { what: "the update", source };
     let mut resources: LinuxResources = serde_json::from_slice(json).map_err(malformed)?;
     translate::resources(&mut resources);
-    serde_json::to_vec(&resources).map_err(malformed)
+    Ok((serde_json::to_vec(&resources).map_err(malformed)?, before.updated(&resources)))
 }
 
 #[cfg(test)]

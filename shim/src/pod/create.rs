@@ -147,9 +147,8 @@ impl Pod {
         let volumes = exports(&config.volumes).map_err(StartError::from)?;
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
+            size: shape,
             vcpus: shape.vcpus,
-            online_vcpus: shape.vcpus,
-            memory_mib: shape.memory_mib,
             disks: open.disks,
             // Without a file to share there is no broker.
             exports: (!exports.is_empty()).then_some(exports),
@@ -170,6 +169,7 @@ impl Pod {
             Ok(io) => {
                 let container = Container::new(&request.id, bundle, Kind::Alone, vm, init, self.events())
                     .with_lifecycle(config.lifecycle)
+                    .with_limits(config.limits)
                     .with_power_off(power_off(&rootfs));
                 Ok((container, Supervision::Process(Box::new(io))))
             }
@@ -185,9 +185,8 @@ impl Pod {
         let Order { request, bundle, mut document, abandoned } = order;
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
+            size: shape,
             vcpus: shape.vcpus,
-            online_vcpus: shape.vcpus,
-            memory_mib: shape.memory_mib,
             disks: Vec::new(),
             // A container that comes later may share files.
             exports: Some(Vec::new()),
@@ -236,6 +235,7 @@ impl Pod {
                 let attachments = Mutex::new(Some(attached));
                 let kind = Kind::Member { sandbox: sandbox.id.clone(), attachments };
                 let container = Container::new(&request.id, bundle, kind, vm, init, self.events())
+                    .with_limits(config.limits)
                     .with_power_off(power_off(&rootfs));
                 Ok((container, Supervision::Process(Box::new(io))))
             }

@@ -145,6 +145,7 @@ mod tests {
     use crate::pod::cgroup::Accounting;
     use crate::pod::{Abandon, Booting, Journal, PowerOff, VmSpec};
     use crate::record::ShimRecord;
+    use crate::spec::VmShape;
 
     fn disk(serial: &str) -> Disk {
         let mut file = tempfile::tempfile().unwrap();
@@ -189,9 +190,8 @@ mod tests {
     /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
     async fn boot(folder: &Path) -> Vm {
         let spec = VmSpec {
+            size: VmShape { vcpus: 1, memory_mib: 256 },
             vcpus: 4,
-            online_vcpus: 1,
-            memory_mib: 256,
             disks: vec![disk("first")],
             exports: None,
             console: folder.join("console"),

@@ -32,7 +32,7 @@ use crate::config::{Config, FreeMemory};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
-use crate::spec::NetworkChoice;
+use crate::spec::{NetworkChoice, VmShape};
 use crate::undo::{Undo, UndoError, remove_file};
 
 mod boot;
@@ -54,12 +54,10 @@ const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init du
 /// A VM to be started.
 #[derive(Debug)]
 pub struct VmSpec {
-    /// Number of vCPUs.
+    /// What it begins with.
+    pub size: VmShape,
+    /// How many vCPUs it has, of which further ones are started by [`Agent::online_cpus`].
     pub vcpus: u8,
-    /// How many of them run from the start; others are started by [`Agent::online_cpus`].
-    pub online_vcpus: u8,
-    /// Guest memory.
-    pub memory_mib: u32,
     /// The disks, open.
     pub disks: Vec<Disk>,
     /// What of the host's files the guest may reach; `None` where it never will reach any.
@@ -108,8 +106,7 @@ pub struct Vm {
     pub streams: Streams,
     /// What the boot took, where the monitor could say.
     pub boot: Option<BootRecord>,
-    /// Guest memory.
-    pub memory_mib: u32,
+    size: VmShape,
     broker: Option<Broker>,
     /// Of each disk.
     disk_limits: RateLimits,
@@ -141,7 +138,7 @@ pub struct Booting {
 }
 
 struct VmSpecRest {
-    memory_mib: u32,
+    size: VmShape,
     disk_limits: RateLimits,
     boot_timeout: Duration,
     console: PathBuf,
@@ -204,7 +201,8 @@ impl Booting {
         let (broker, files) = match spec.exports {
             None => (None, None),
             Some(exports) => {
-                let (broker, files) = share(exports, &artifacts.broker(&config.artifacts)?, &accounting, undo).await?;
+                let (broker, files) =
+                    share(exports, &artifacts.broker(&config.artifacts)?, &accounting, undo).await?;
                 (Some(broker), Some(files))
             }
         };
@@ -240,9 +238,9 @@ impl Booting {
             monitor.request(Request::Jail(jail), Vec::new()).await?;
             let machine = MachineConfig {
                 vcpus: spec.vcpus,
-                online_vcpus: Some(spec.online_vcpus),
+                online_vcpus: Some(spec.size.vcpus),
                 cpu: config.vm.cpu,
-                memory_mib: spec.memory_mib,
+                memory_mib: spec.size.memory_mib,
                 kernel_args: KERNEL_ARGS.to_owned(),
                 console_limit_bytes: CONSOLE_LIMIT,
             };
@@ -274,11 +272,11 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
+        let VmSpec { size, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
         let rest = VmSpecRest {
             boot_timeout,
-            memory_mib,
+            size,
             disk_limits: config.limits.disk,
             console,
             stream_socket,
@@ -314,7 +312,7 @@ impl Booting {
                 agent,
                 boot,
                 network,
-                memory_mib: spec.memory_mib,
+                size: spec.size,
                 disk_limits: spec.disk_limits,
                 broker: spec.broker,
                 accounting: spec.accounting,
@@ -367,7 +365,7 @@ impl Vm {
 
     /// The most that a writable layer in memory may take.
     pub fn tmpfs_bytes(&self) -> u64 {
-        u64::from(self.memory_mib) * (1 << 20) / 2
+        u64::from(self.size.memory_mib) * (1 << 20) / 2
     }
 
     /// Makes the guest's network that of the pod's namespace.
@@ -376,6 +374,11 @@ impl Vm {
             Some(keeper) => keeper.settle().await,
             None => Ok(()),
         }
+    }
+
+    /// How large it is.
+    pub fn size(&self) -> VmShape {
+        self.size
     }
 
     /// What the shim has changed in the pod's network namespace.
