@@ -120,6 +120,11 @@ impl Cgroup {
 }
 
 impl CgroupRecord {
+    /// It, in each hierarchy.
+    pub fn directories(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.roots.iter().map(|root| root.join(&self.path))
+    }
+
     /// Removes the cgroup, and those above it that Hull has made and nobody else uses. Its processes must have ended, or be
     /// about to; that it is not there is as good.
     pub async fn remove(&self) -> io::Result<()> {
