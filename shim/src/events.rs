@@ -1,9 +1,10 @@
 //! Events for containerd: one ordered queue, one publisher that reconnects.
 //!
-//! An event that cannot be delivered holds up those behind it, is tried for a bounded time, and is then dropped with
-//! a log line: publishing must neither reorder events nor hold up or kill a pod.
+//! An event that cannot be delivered holds up those behind it, is kept for longer than a containerd that is restarted or
+//! upgraded is away, and is then dropped with a log line; so is what finds the queue full: publishing must neither reorder
+//! events nor hold up or kill a pod. One whose answer is lost is told again: nobody can know that it arrived.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
@@ -25,9 +26,9 @@ use crate::time::timestamp;
 pub const ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
 
 const QUEUE: usize = 2048;
-const ATTEMPTS: u32 = 8;
+const KEPT: Duration = Duration::from_secs(600);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const FORWARD_DEADLINE: Duration = Duration::from_secs(5);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -80,7 +81,13 @@ impl Event {
 /// The queue. Clones feed the same publisher.
 #[derive(Clone)]
 pub struct Events {
-    queue: Option<mpsc::Sender<(SystemTime, Event)>>,
+    queue: Option<mpsc::Sender<Queued>>,
+}
+
+struct Queued {
+    at: SystemTime,
+    since: Instant,
+    event: Event,
 }
 
 /// The publisher's end, to be waited for when the shim ends.
@@ -105,7 +112,7 @@ impl Events {
     /// Queues an event behind all earlier ones. Never waits.
     pub fn send(&self, event: Event) {
         if let Some(queue) = &self.queue
-            && let Err(error) = queue.try_send((SystemTime::now(), event))
+            && let Err(error) = queue.try_send(Queued { at: SystemTime::now(), since: Instant::now(), event })
         {
             log::error!("an event is lost: {error}");
         }
@@ -123,11 +130,11 @@ impl Publisher {
     }
 }
 
-async fn publish(address: String, namespace: String, mut events: mpsc::Receiver<(SystemTime, Event)>) {
+async fn publish(address: String, namespace: String, mut events: mpsc::Receiver<Queued>) {
     // containerd gives a plain path.
     let address = if address.contains("://") { address } else { format!("unix://{address}") };
     let mut connection = None;
-    while let Some((at, event)) = events.recv().await {
+    while let Some(Queued { at, since, event }) = events.recv().await {
         let (topic, any) = match event.pack() {
             Ok(packed) => packed,
             Err(error) => {
@@ -143,24 +150,35 @@ async fn publish(address: String, namespace: String, mut events: mpsc::Receiver<
             ..Envelope::default()
         };
         let request = ForwardRequest { envelope: MessageField::some(envelope), ..ForwardRequest::default() };
-        forward(&address, &mut connection, topic, &request).await;
+        forward(&address, &mut connection, topic, &request, since + KEPT).await;
     }
 }
 
-async fn forward(address: &str, connection: &mut Option<Client>, topic: &str, request: &ForwardRequest) {
+async fn forward(
+    address: &str,
+    connection: &mut Option<Client>,
+    topic: &str,
+    request: &ForwardRequest,
+    until: Instant,
+) {
     let mut pause = FIRST_PAUSE;
-    for attempt in 1..=ATTEMPTS {
+    loop {
         match try_forward(address, connection, request).await {
             Ok(()) => return,
             Err(error) => {
                 *connection = None;
-                log::debug!("{topic} is not published yet, attempt {attempt}: {error}");
+                if Instant::now() > until {
+                    log::error!("{topic} could not be published: {error}");
+                    return;
+                }
+                if pause == FIRST_PAUSE {
+                    log::warn!("{topic} is not published yet: {error}");
+                }
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    log::error!("{topic} could not be published");
 }
 
 async fn try_forward(
@@ -174,4 +192,27 @@ async fn try_forward(
     };
     let deadline = context::with_duration(FORWARD_DEADLINE);
     EventsClient::new(client).forward(deadline, request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_containerd_that_hangs_holds_up_nobody_and_costs_a_bounded_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("events");
+        let _deaf = UnixListener::bind(&socket).unwrap();
+        let (events, publisher) = Events::start(Some(socket.display().to_string()), "test".into());
+        for _ in 0..3 * QUEUE {
+            events.send(Event::Create(TaskCreate::new()));
+        }
+        assert_eq!(events.queue.as_ref().unwrap().capacity(), 0);
+        drop(events);
+        let asked = Instant::now();
+        publisher.drain().await;
+        assert!(asked.elapsed() < DRAIN_DEADLINE + Duration::from_secs(1));
+    }
 }

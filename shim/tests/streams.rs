@@ -209,3 +209,23 @@ async fn a_logger_that_fails_is_an_error_and_one_that_leaves_is_not_missed() {
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn a_guest_that_keeps_a_stream_open_holds_up_no_end() {
+    let pod = Pod::sandbox("pod");
+    let client = pod.connect().await;
+    let (sandbox, hoarder) = (Process::init("pod"), Process::init("hoarder"));
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(sandbox)).await.unwrap();
+    let mut request = pod.member("hoarder", &["true"]);
+    request.stdout = format!("file://{}", pod.file("log").display());
+    soon(client.create(&request)).await.unwrap();
+    // Its VM goes on.
+    assert_eq!(soon(client.delete(hoarder)).await.unwrap().exit_status, 137);
+    soon(client.state(sandbox)).await.unwrap();
+    soon(client.kill(sandbox, 9, Reach::Process)).await.unwrap();
+    soon(client.wait(sandbox)).await.unwrap();
+    soon(client.delete(sandbox)).await.unwrap();
+    soon(client.shutdown("pod")).await.unwrap();
+    pod.assert_nothing_left();
+}

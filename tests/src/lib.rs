@@ -8,6 +8,7 @@
 
 pub mod attempts;
 pub mod containerd;
+pub mod counters;
 pub mod craft;
 pub mod cri;
 pub mod docker;

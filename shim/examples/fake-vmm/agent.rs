@@ -105,7 +105,19 @@ impl FakeAgent {
         let processes = self.processes.lock().unwrap();
         let Some(process) = processes.get(key) else { return };
         process.sent.lock().unwrap()[usize::from(kind == StreamKind::Stderr)] = bytes;
-        process.draining.send_modify(|open| *open -= 1);
+        process.draining.send_modify(|open| *open = open.saturating_sub(1));
+    }
+
+    /// As the kernel does when the init of their namespace ends.
+    fn kill_execs(&self, container: &str) {
+        for (_, exec) in self.processes.lock().unwrap().iter().filter(|((of, _), _)| of == container) {
+            if let Some(pid) = exec.pid
+                && exec.exit.borrow().is_none()
+            {
+                // SAFETY: kill takes integers; where its thread has reaped the child it has hardly been given to another.
+                unsafe { libc::kill(i32::try_from(pid).unwrap(), libc::SIGKILL) };
+            }
+        }
     }
 
     fn start(&self, key: &Key) -> ttrpc::Result<u32> {
@@ -138,9 +150,13 @@ impl FakeAgent {
         let pid = child.id();
         process.pid = Some(pid);
         let exit = process.exit.clone();
+        let (agent, init) = (self.clone(), key.1.is_empty().then(|| key.0.clone()));
         std::thread::spawn(move || {
             use std::os::unix::process::ExitStatusExt;
             let status = child.wait().unwrap();
+            if let Some(container) = init {
+                agent.kill_execs(&container);
+            }
             let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap());
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
             exit.send_replace(Some((u32::try_from(code).unwrap(), i64::try_from(now.as_nanos()).unwrap())));
@@ -243,8 +259,8 @@ impl Agent for FakeAgent {
         request: api::SignalProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
         self.fault.at("signal");
-        let processes = self.processes.lock().unwrap();
-        let Some(process) = processes.get(&(request.container_id, request.exec_id)) else {
+        let mut processes = self.processes.lock().unwrap();
+        let Some(process) = processes.get_mut(&(request.container_id.clone(), request.exec_id)) else {
             return refuse(Code::NOT_FOUND, "no such process");
         };
         let signal = i32::try_from(request.signal).unwrap();
@@ -256,6 +272,10 @@ impl Agent for FakeAgent {
                 assert_eq!(unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) }, 0);
             }
             (None, false) => {
+                // A guest may report an end and keep the streams open.
+                if request.container_id != "hoarder" {
+                    process.child_ends = None;
+                }
                 process.draining.send_replace(0);
                 process.exit.send_replace(Some((128 + request.signal, 1)));
             }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::exit;
+use std::process::{Command, exit};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -71,7 +71,7 @@ pub enum Fault {
     Greedy,
 }
 
-/// Who dies.
+/// Who dies, or what goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
     /// This process, and the guest with it.
@@ -82,6 +82,10 @@ pub enum Victim {
     Shim,
     /// The file broker.
     Broker,
+    /// The room on the disk in the folder `disk`.
+    Room,
+    /// The network namespaces that are named in the file `netns`.
+    Namespace,
 }
 
 impl Fault {
@@ -94,6 +98,8 @@ impl Fault {
                 "agent" => Victim::Agent,
                 "shim" => Victim::Shim,
                 "broker" => Victim::Broker,
+                "room" => Victim::Room,
+                "namespace" => Victim::Namespace,
                 other => panic!("{other} cannot die"),
             };
             return Self::Strike(victim, step.parse().unwrap());
@@ -135,6 +141,19 @@ impl Victim {
                 }
             }
             Self::Shim => kill(getppid(), Signal::SIGKILL).unwrap(),
+            Self::Room => {
+                // Until there is neither room nor a name for another file.
+                let ballast = |number: u32| folder().join("disk").join(format!("ballast-{number}"));
+                let write = |number: &u32| fs::write(ballast(*number), [0; 4096]).is_ok();
+                let full = (0..).find(|number| !write(number)).unwrap();
+                (full + 1..).find(|number| fs::File::create(ballast(*number)).is_err()).unwrap();
+            }
+            Self::Namespace => {
+                for name in fs::read_to_string(folder().join("netns")).unwrap().lines() {
+                    let deleted = Command::new("ip").args(["netns", "del", name]).status().unwrap();
+                    assert!(deleted.success());
+                }
+            }
             Self::Broker => {
                 let mark = format!("broker\0{}", folder().display());
                 let numbers = fs::read_dir("/proc").unwrap().flatten();

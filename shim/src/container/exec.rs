@@ -73,6 +73,9 @@ impl Container {
             let state = self.init.phase().word();
             return Err(TaskError::Precondition { action: "start an exec", subject: "container", state });
         }
+        if self.freezer() != Freezer::Thawed {
+            return Err(TaskError::WrongState { action: "start an exec in", state: "paused" });
+        }
         let process = &exec.process;
         process.begin_start()?;
         match self.run_exec(&exec, id).await {

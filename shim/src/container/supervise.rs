@@ -119,7 +119,7 @@ async fn wait(container: &Container, process: &Process, mut io: ProcessIo) -> Ex
             (Exit { status: KILLED, at: SystemTime::now(), oom_killed: false, reason }, None, AFTER_DEATH)
         }
     };
-    let watcher = tokio::spawn(control.discard_when_stalled(pause));
+    let watcher = tokio::spawn(control.abandon_when_stalled(pause));
     let left = io.drain(totals, process).await;
     watcher.abort();
     process.delivered(left);

@@ -77,7 +77,10 @@ enum InputHold {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OutputMode {
     Deliver,
+    /// What else comes is taken, and delivered to nobody.
     Discard,
+    /// Nothing else is taken.
+    Abandon,
 }
 
 struct Pumped {
@@ -198,6 +201,15 @@ impl IoControl {
 
     /// Returns once output has stood still for `pause`; what is left is then discarded.
     pub async fn discard_when_stalled(self, pause: Duration) {
+        self.when_stalled(pause, OutputMode::Discard).await;
+    }
+
+    /// The same after an exit: nothing else is waited for then, also where the guest keeps the streams open.
+    pub async fn abandon_when_stalled(self, pause: Duration) {
+        self.when_stalled(pause, OutputMode::Abandon).await;
+    }
+
+    async fn when_stalled(self, pause: Duration, then: OutputMode) {
         let total = || self.pumps.iter().map(|(progress, _)| progress.load(Ordering::Relaxed)).sum::<u64>();
         let mut before = total();
         loop {
@@ -209,7 +221,7 @@ impl IoControl {
             before = now;
         }
         for (_, mode) in &self.pumps {
-            mode.send_replace(OutputMode::Discard);
+            mode.send_replace(then);
         }
     }
 }
@@ -233,7 +245,14 @@ async fn pump_output(
     let mut bytes = 0;
     let mut error = None;
     loop {
-        let count = match stream.read(&mut buffer).await {
+        let read = tokio::select! {
+            biased;
+            read = stream.read(&mut buffer) => read,
+            _ = mode.wait_for(|mode| *mode == OutputMode::Abandon) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the guest does not end it"))
+            }
+        };
+        let count = match read {
             Ok(0) => break,
             Ok(count) => count,
             Err(failed) => {
@@ -247,7 +266,7 @@ async fn pump_output(
             tokio::select! {
                 biased;
                 written = output.write_all(&buffer[..count]) => error = written.err(),
-                _ = mode.wait_for(|mode| *mode == OutputMode::Discard) => {
+                _ = mode.wait_for(|mode| *mode != OutputMode::Deliver) => {
                     error = Some(io::Error::new(io::ErrorKind::TimedOut, "nobody read it"));
                 }
             }

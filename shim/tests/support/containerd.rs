@@ -1,9 +1,11 @@
 //! containerd's ears: the events that a shim publishes, and the laws that they must keep.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::Empty;
@@ -42,32 +44,65 @@ pub enum Story {
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<Told>>>);
 
-/// A listener with a thread of its own.
+/// A listener that can be away for a while.
 pub struct Containerd {
+    socket: PathBuf,
     recorder: Recorder,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    ears: Ears,
+}
+
+enum Ears {
+    Open(Listener),
+    /// Connections are taken, and nothing on them is read.
+    Deaf(UnixListener),
+    Gone,
+}
+
+/// How a containerd is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    /// Its socket is there, and nobody listens.
+    Refuses,
+    /// There is no socket.
+    Vanished,
+    /// It takes connections and answers nothing.
+    Hangs,
 }
 
 impl Containerd {
     /// Listens at a path, where another may have listened before.
     pub fn listen(socket: &Path) -> Self {
-        let _ = std::fs::remove_file(socket);
-        let recorder = Recorder::default();
-        let (stop, stopped) = oneshot::channel();
-        let address = format!("unix://{}", socket.display());
-        let service = Arc::new(recorder.clone());
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let server = Server::new().bind(&address).unwrap();
-                let mut server = server.register_service(create_events(service));
-                server.start().await.unwrap();
-                let _ = stopped.await;
-                server.shutdown().await.unwrap();
-            });
-        });
-        Self { recorder, stop: Some(stop), thread: Some(thread) }
+        let mut containerd =
+            Self { socket: socket.to_owned(), recorder: Recorder::default(), ears: Ears::Gone };
+        containerd.come_back();
+        containerd
+    }
+
+    /// Hears nothing any more.
+    pub fn go(&mut self, how: Outage) {
+        // What was heard has been answered by then.
+        std::thread::sleep(Duration::from_millis(50));
+        self.ears = Ears::Gone;
+        match how {
+            Outage::Refuses => {}
+            Outage::Vanished => std::fs::remove_file(&self.socket).unwrap(),
+            Outage::Hangs => {
+                std::fs::remove_file(&self.socket).unwrap();
+                self.ears = Ears::Deaf(UnixListener::bind(&self.socket).unwrap());
+            }
+        }
+    }
+
+    /// Hears again.
+    pub fn come_back(&mut self) {
+        self.ears = Ears::Gone;
+        let _ = std::fs::remove_file(&self.socket);
+        self.ears = Ears::Open(Listener::new(&self.socket, self.recorder.clone()));
+    }
+
+    /// Whether so many events were told since it was asked for them last.
+    pub fn has_told(&self, count: usize) -> bool {
+        self.recorder.0.lock().unwrap().len() >= count
     }
 
     /// What was told since it was asked last.
@@ -76,7 +111,31 @@ impl Containerd {
     }
 }
 
-impl Drop for Containerd {
+/// A server with a thread of its own.
+struct Listener {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    fn new(socket: &Path, recorder: Recorder) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let address = format!("unix://{}", socket.display());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let server = Server::new().bind(&address).unwrap();
+                let mut server = server.register_service(create_events(Arc::new(recorder)));
+                server.start().await.unwrap();
+                let _ = stopped.await;
+                server.shutdown().await.unwrap();
+            });
+        });
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Listener {
     fn drop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
         let ended = self.thread.take().unwrap().join();

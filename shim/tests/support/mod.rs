@@ -3,12 +3,17 @@
 #![allow(dead_code, reason = "every test program uses a part")]
 
 pub mod containerd;
+#[path = "../../../tests/src/counters.rs"]
+pub mod counters;
+pub mod few;
+pub mod life;
+pub mod mount;
 pub mod namespace;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hull_shim::client::messages::{CreateTaskRequest, ExecProcessRequest};
@@ -28,10 +33,12 @@ pub struct Pod {
     pub request: CreateTaskRequest,
 }
 
-/// Writes a program for the shell.
+/// Writes a program for the shell. Another process does: what a thread of ours starts meanwhile would hold the file open for
+/// writing, and it could not be run.
 pub fn script(path: &Path, text: &str) {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\""]);
+    assert!(shell.arg(path).arg(text).status().unwrap().success());
 }
 
 fn fake_vmm() -> PathBuf {

@@ -33,6 +33,11 @@ impl Named {
         format!("/run/netns/{}", self.0)
     }
 
+    /// Its name, and that of the far end's.
+    pub fn names(&self) -> [String; 2] {
+        [self.0.clone(), format!("{}-far", self.0)]
+    }
+
     pub fn ip(&self, words: &str) -> String {
         run("ip", &format!("-n {} {words}", self.0))
     }
@@ -62,8 +67,8 @@ impl Drop for Named {
 impl Named {
     /// Takes it away, if that was not done yet.
     pub fn remove(&self) {
-        for name in [&self.0, &format!("{}-far", self.0)] {
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
+        for name in self.names() {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
 }
