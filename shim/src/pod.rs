@@ -15,6 +15,7 @@ mod jail;
 mod journal;
 mod monitor;
 mod network;
+mod news;
 mod relay;
 mod rootfs;
 mod usage;

@@ -64,6 +64,8 @@ pub enum Fault {
     Panic,
     /// The guest never comes up.
     Silent,
+    /// The guest tells of events as fast as it can, most of them nonsense.
+    Flood,
 }
 
 /// Who dies, or what goes.
@@ -104,6 +106,7 @@ impl Fault {
             "refuse-boot" => Self::RefuseBoot,
             "panic" => Self::Panic,
             "silent" => Self::Silent,
+            "flood" => Self::Flood,
             other => Self::DieAt(known(other)),
         }
     }
