@@ -49,6 +49,7 @@ pub fn info() -> api::InfoResponse {
         online_cpus: std::thread::available_parallelism()
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
         memory_total_bytes: bytes("/proc/meminfo", "MemTotal:"),
+        memory_available_bytes: bytes("/proc/meminfo", "MemAvailable:"),
         agent_resident_bytes: bytes("/proc/self/status", "VmRSS:"),
         ..api::InfoResponse::default()
     }

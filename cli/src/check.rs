@@ -9,9 +9,10 @@ use serde::Serialize;
 mod artifacts;
 mod containerd;
 mod guest;
+mod overhead;
 mod probe;
 
-use crate::cli::{CheckArgs, Format};
+use crate::cli::{CheckArgs, Format, Global};
 use crate::error::{self, CliError};
 use crate::output;
 
@@ -58,7 +59,7 @@ impl Check {
 }
 
 /// Runs the checks and prints them. The exit status says whether microVMs can run.
-pub fn command(args: &CheckArgs) -> Result<u8, CliError> {
+pub fn command(global: &Global, args: &CheckArgs) -> Result<u8, CliError> {
     let mut checks = kvm_checks();
     checks.extend(artifacts::checks());
     checks.push(network());
@@ -76,6 +77,13 @@ pub fn command(args: &CheckArgs) -> Result<u8, CliError> {
     let usable = checks.iter().all(|check| check.ok);
     if args.format == Format::Table {
         output::line(if usable { "This host can run microVMs." } else { "This host cannot run microVMs." })?;
+    }
+    if args.overhead && usable {
+        let overhead = overhead::measure(&global.state_dir)?;
+        match args.format {
+            Format::Json => output::json_lines(&[overhead])?,
+            Format::Table => overhead.lines().iter().try_for_each(|line| output::line(line))?,
+        }
     }
     Ok(u8::from(!usable))
 }

@@ -316,6 +316,9 @@ pub struct CheckArgs {
     /// Look also whether the containerd that runs here finds Hull, and whether its settings fit
     #[arg(long)]
     pub containerd: bool,
+    /// Boot a VM, and tell what a pod takes beside the memory of its containers
+    #[arg(long)]
+    pub overhead: bool,
     /// How to print the checks
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

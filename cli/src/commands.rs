@@ -41,7 +41,7 @@ pub fn execute(cli: Cli) -> Result<u8, CliError> {
         Command::Images(args) => images::images(global, &args),
         Command::Rmi(args) => rmi::rmi(global, &args),
         Command::Load(args) => load::load(global, &args),
-        Command::Check(args) => crate::check::command(&args),
+        Command::Check(args) => crate::check::command(global, &args),
         Command::Metrics(args) => metrics::metrics(global, &args),
         Command::Version(args) => version::version(&args),
         Command::ReleaseNetwork(args) => {

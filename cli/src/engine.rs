@@ -15,7 +15,7 @@ use crate::error::CliError;
 use crate::state::Container;
 
 /// The namespace of containers that the command line makes.
-const NAMESPACE: &str = "hull";
+pub const NAMESPACE: &str = "hull";
 
 /// The runtime for a command: everything asynchronous happens on the calling thread.
 pub fn runtime() -> Result<Runtime, CliError> {

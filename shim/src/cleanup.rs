@@ -65,8 +65,17 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
             (killed, network, sockets.remove().map_err(CleanupError::Sockets))
         }
     };
+    if let Some(record) = &record
+        && let Some(cgroup) = &record.cgroup
+    {
+        // Who else may be in it is not ours to end.
+        let removed = block_on(cgroup.remove()).and_then(|removed| removed);
+        removed.unwrap_or_else(|error| log::warn!("the pod's cgroup stays: {error}"));
+    }
     if let Some(bundle) = &bundle {
-        run_hooks(bundle, &identity.id);
+        // The time that containerd gives is the hooks' too.
+        block_on(crate::hooks::poststop(bundle, &identity.id))
+            .unwrap_or_else(|error| log::warn!("the poststop hooks are not run: {error}"));
     }
 
     let recorded = bundle.as_deref().and_then(|bundle| ExitRecord::read(bundle).ok().flatten());
@@ -95,12 +104,9 @@ pub fn delete(identity: &Identity) -> Result<DeleteResponse, CleanupError> {
     })
 }
 
-/// The time that containerd gives is the hooks' too.
-fn run_hooks(bundle: &std::path::Path, id: &str) {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(crate::hooks::poststop(bundle, id)),
-        Err(error) => log::warn!("the poststop hooks are not run: {error}"),
-    }
+fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
 }
 
 fn end_processes(record: &ShimRecord) -> Result<(), CleanupError> {

@@ -26,6 +26,7 @@ use crate::pod::{AgentError, Attachments, PowerOff, Vm, process_usage};
 use crate::proc_stat::start_ticks;
 use crate::process::{Phase, Process, WindowSize};
 use crate::record::{Lifecycle, Record, ShimRecord};
+use crate::spec::Limits;
 
 /// How long an init may take to be gone after SIGKILL, its output delivered. docker gives ten seconds to all of it, and then
 /// kills what it takes for the process by itself.
@@ -93,6 +94,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Where events go.
     pub events: Events,
+    /// What the size of its VM depends on.
+    limits: Mutex<Limits>,
     execs: Mutex<BTreeMap<String, Arc<exec::Exec>>>,
     freezer: Mutex<Freezer>,
     oom_told: AtomicBool,
@@ -118,6 +121,7 @@ impl Container {
             power_off: PowerOff::Now,
             init,
             events,
+            limits: Mutex::default(),
             execs: Mutex::default(),
             freezer: Mutex::new(Freezer::Thawed),
             oom_told: AtomicBool::new(false),
@@ -134,6 +138,23 @@ impl Container {
     #[must_use]
     pub fn with_power_off(self, power_off: PowerOff) -> Self {
         Self { power_off, ..self }
+    }
+
+    /// The same, with these limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        self.set_limits(limits);
+        self
+    }
+
+    /// What the size of its VM depends on.
+    pub fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps in mind what it is limited to.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// A process by its exec id; empty for the init.
@@ -312,12 +333,16 @@ impl Container {
         Ok(())
     }
 
-    /// Changes limits; JSON as the guest gets it.
-    pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
+    /// Whether its limits can be changed now.
+    pub fn require_updatable(&self) -> Result<(), TaskError> {
         if matches!(self.init.phase(), Phase::Exited(_)) {
             return Err(TaskError::WrongState { action: "update", state: "stopped" });
         }
-        self.require_processes()?;
+        self.require_processes()
+    }
+
+    /// Changes limits in the guest; JSON as that gets it.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
         let request = UpdateContainerRequest {
             container_id: self.id.clone(),
             resources,
@@ -420,7 +445,7 @@ async fn insist(init: Arc<Process>, vm: Arc<Vm>) {
 }
 
 /// The record of a VM's processes for a container; `sandbox` is the pod's where that is another container. The pod's network
-/// is then the sandbox's to give back.
+/// and cgroup are then the sandbox's to give back.
 pub fn shim_record(vm: &Vm, sandbox: Option<&str>) -> ShimRecord {
     ShimRecord {
         vmm_pid: Some(vm.pid()),
@@ -428,6 +453,7 @@ pub fn shim_record(vm: &Vm, sandbox: Option<&str>) -> ShimRecord {
         sandbox: sandbox.map(str::to_owned),
         boot: vm.boot,
         network: if sandbox.is_some() { None } else { vm.network_record() },
+        cgroup: if sandbox.is_some() { None } else { vm.cgroup_record() },
         ..own_record(vec![vm.stream_socket().to_owned()])
     }
 }

@@ -9,7 +9,7 @@ use crate::hooks::HookError;
 use crate::io::StdioError;
 use crate::pod::{AgentError, PlugError, RootfsError, StartError};
 use crate::record::RecordError;
-use crate::spec::SpecError;
+use crate::spec::{SpecError, VmShape};
 
 /// Why a request to the task service failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,18 @@ pub enum TaskError {
     /// This shim has no such ability (yet).
     #[error("{0}")]
     Unsupported(&'static str),
+    /// The limits promise what the VM has not.
+    #[error(
+        "the limits take a VM of {needed}, {overhead_mib} MiB of them for the guest itself, and this one has {size}"
+    )]
+    VmTooSmall {
+        /// What it would need.
+        needed: VmShape,
+        /// What it has.
+        size: VmShape,
+        /// What of the memory is no container's.
+        overhead_mib: u32,
+    },
     /// The shim is on its way out.
     #[error("the pod is shutting down")]
     ShuttingDown,
@@ -101,6 +113,7 @@ impl TaskError {
             Self::InvalidId(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::Precondition { .. } | Self::ShuttingDown => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::VmTooSmall { .. } => Code::RESOURCE_EXHAUSTED,
             Self::Spec(error) => error.code(),
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),

@@ -9,6 +9,7 @@
 
 mod args;
 mod bootstrap;
+mod cgroup;
 mod cleanup;
 pub mod client;
 pub mod config;

@@ -29,6 +29,9 @@ pub struct PodMetrics {
     pub boot: Option<BootRecord>,
     /// The monitor's counters.
     pub vm: Option<VmStats>,
+    /// The guest's memory, as it counts it.
+    #[serde(default)]
+    pub guest: Option<GuestMemory>,
     /// The containers by their ids. A pod's sandbox is not among them.
     pub containers: Vec<ContainerMetrics>,
     /// The links of the pod, as the guest counts them.
@@ -46,6 +49,15 @@ pub struct ProcessUsage {
     pub system_usec: u64,
     /// Its threads.
     pub threads: u64,
+}
+
+/// What a guest has of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// What its kernel manages: the VM's memory without the kernel itself, in bytes.
+    pub total_bytes: u64,
+    /// What containers can still take, in bytes.
+    pub available_bytes: u64,
 }
 
 /// A container's figures.

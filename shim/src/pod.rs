@@ -7,6 +7,7 @@ mod abandon;
 mod agent;
 mod artifacts;
 mod broker;
+mod cgroup;
 mod create;
 mod figures;
 mod forward;
@@ -18,6 +19,7 @@ mod network;
 mod news;
 mod relay;
 mod rootfs;
+mod update;
 mod usage;
 mod vm;
 
@@ -117,6 +119,8 @@ pub struct Pod {
     sockets: PodSockets,
     namespace: String,
     table: Mutex<BTreeMap<String, Slot>>,
+    /// Held by the one update that is under way: each looks at the limits that the others have left.
+    updating: tokio::sync::Mutex<()>,
     occupancy: watch::Sender<Occupancy>,
     state: watch::Sender<PodState>,
 }
@@ -130,6 +134,7 @@ impl Pod {
             sockets,
             namespace,
             table: Mutex::default(),
+            updating: tokio::sync::Mutex::default(),
             occupancy: watch::Sender::new(Occupancy::Empty),
             state: watch::Sender::new(PodState::Open),
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::cgroup::CgroupRecord;
 pub use crate::network::NetworkRecord;
 
 /// Names of the annotations in `config.json` that the shim reads.
@@ -90,7 +91,7 @@ pub struct ExitRecord {
     pub exit_code: u32,
     /// When, RFC 3339 in UTC.
     pub exited_at: String,
-    /// Whether the guest's OOM killer was at work in the container.
+    /// Whether the guest's OOM killer was at work in the container, or the host's ended its VM.
     pub oom_killed: bool,
     /// Why, where it was not the process itself that ended: one sentence, else empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -123,6 +124,9 @@ pub struct ShimRecord {
     /// What the shim has changed in the pod's network namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRecord>,
+    /// The pod's cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupRecord>,
     /// The unix sockets that belong to the pod.
     #[serde(default)]
     pub sockets: Vec<PathBuf>,

@@ -187,9 +187,7 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
         self.run(&request.id.clone(), |pod| async move {
-            let container = pod.container(&request.id)?;
-            let resources = crate::spec::update_resources(&request.resources.value)?;
-            container.update(resources).await
+            pod.update(&request.id, &request.resources.value).await
         })
         .await?;
         Ok(api::Empty::new())

@@ -5,6 +5,7 @@
 //! what would silently change the container's meaning is an error.
 
 mod files;
+mod limits;
 mod namespaces;
 mod network;
 mod role;
@@ -21,12 +22,14 @@ use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespace
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use limits::{Limits, needed};
 pub use namespaces::Issued;
 pub use network::NetworkChoice;
 pub use role::Role;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
+use crate::cgroup::{CgroupPath, CgroupPathError};
 use crate::config::{Config, FILE};
 use crate::record::{Lifecycle, annotation};
 
@@ -74,6 +77,14 @@ pub enum SpecError {
     /// An annotation of ours that a pod's specification must not carry.
     #[error("annotation {0} is not allowed: an administrator allows it by annotations.allow in {FILE}")]
     NotAllowed(String),
+    /// The pod's cgroup.
+    #[error("linux.cgroupsPath {path:?} names no cgroup: {source}")]
+    Cgroup {
+        /// As it is written.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: CgroupPathError,
+    },
     /// The seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] hull_seccomp::Error),
@@ -94,6 +105,7 @@ impl SpecError {
             | Self::Missing(_)
             | Self::Annotation { .. }
             | Self::NotAllowed(_)
+            | Self::Cgroup { .. }
             | Self::TooLong(_) => Code::INVALID_ARGUMENT,
             Self::Read { .. } => Code::UNKNOWN,
         }
@@ -127,6 +139,8 @@ pub struct ContainerConfig {
     pub lifecycle: Lifecycle,
     /// Which device nodes it has.
     pub device_nodes: DeviceNodes,
+    /// What the size of its VM depends on.
+    pub limits: Limits,
 }
 
 impl Document {
@@ -161,6 +175,16 @@ impl Document {
         NetworkChoice::of(&self.spec)
     }
 
+    /// The cgroup on the host that it asks for, which is the pod's.
+    pub fn cgroup(&self) -> Result<Option<CgroupPath>, SpecError> {
+        let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        let parse = |path: &PathBuf| {
+            CgroupPath::parse(path).map_err(|source| SpecError::Cgroup { path: path.clone(), source })
+        };
+        path.map(parse).transpose()
+    }
+
     /// Takes out the kernel parameters of the network, which are set for the pod.
     pub fn take_network_sysctls(&mut self) -> Result<HashMap<String, String>, SpecError> {
         network::take_sysctls(&mut self.spec, &self.role)
@@ -181,13 +205,24 @@ impl Document {
     pub fn translate(self, bundle: &Path, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
         let Self { mut spec, id, .. } = self;
         let (lifecycle, device_nodes) = (shape::lifecycle(&spec)?, shape::device_nodes(&spec)?);
+        let limits = Limits::of_container(&spec);
         let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         let files = files::take(&mut spec, bundle)?;
         let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
-        Ok(ContainerConfig { guest_spec, seccomp, volumes, files, namespaces, root, lifecycle, device_nodes })
+        Ok(ContainerConfig {
+            guest_spec,
+            seccomp,
+            volumes,
+            files,
+            namespaces,
+            root,
+            lifecycle,
+            device_nodes,
+            limits,
+        })
     }
 }
 
@@ -213,12 +248,13 @@ pub fn exec_process(json: &[u8], terminal: crate::container::Terminal) -> Result
     serde_json::to_vec(&process).map_err(malformed)
 }
 
-/// Translates the LinuxResources of an update: JSON in, JSON out.
-pub fn update_resources(json: &[u8]) -> Result<Vec<u8>, SpecError> {
+/// New limits of a container: as the guest gets them, JSON, and all of its limits that the VM's size depends on, where
+/// they were `before`.
+pub fn update(json: &[u8], before: Limits) -> Result<(Vec<u8>, Limits), SpecError> {
     let malformed = |source| SpecError::Malformed { what: "the update", source };
     let mut resources: LinuxResources = serde_json::from_slice(json).map_err(malformed)?;
     translate::resources(&mut resources);
-    serde_json::to_vec(&resources).map_err(malformed)
+    Ok((serde_json::to_vec(&resources).map_err(malformed)?, before.updated(&resources)))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ async fn it_names_the_pod_and_the_container_and_tells_no_secrets() {
     fs::write(config.path(), "log.level = \"debug\"\n").unwrap();
     let debug = format!("HULL_CONFIG={}", config.path().display());
     let mut pod =
-        Pod::with("web", &["sh", "-c", "echo output-5ecret; sleep 100", "argument-5ecret"], "", &debug);
+        Pod::with("web", &["sh", "-c", "echo output-5ecret; exec sleep 100", "argument-5ecret"], "", &debug);
     pod.config["process"]["env"] = json!(["PATH=/bin:/usr/bin", "TOKEN=env-5ecret"]);
     let monitor = fs::read_to_string(pod.file("vmm")).unwrap();
     let monitor = monitor.trim_start_matches("#!/bin/sh\n").trim_end();

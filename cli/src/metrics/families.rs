@@ -32,7 +32,7 @@ const fn counter(name: &'static str, help: &'static str, of: fn(&PodMetrics) -> 
     Family { name, help, kind: MetricType::Counter, of }
 }
 
-const FAMILIES: [Family; 27] = [
+const FAMILIES: [Family; 28] = [
     gauge("hull_shim_resident_bytes", "Memory of the shim, shared pages included.", |pod| {
         one(pod.shim.map(|shim| number(shim.resident_bytes)))
     }),
@@ -58,6 +58,11 @@ const FAMILIES: [Family; 27] = [
     gauge("hull_vm_memory_bytes", "Memory that the VM has booted with.", |pod| {
         one(pod.vm.as_ref().map(|vm| number(vm.ram_bytes)))
     }),
+    gauge(
+        "hull_guest_available_memory_bytes",
+        "Memory that containers can still take in the guest.",
+        |pod| one(pod.guest.map(|guest| number(guest.available_bytes))),
+    ),
     gauge("hull_vm_hotplug_memory_bytes", "Memory that was added to the VM.", |pod| {
         one(pod.vm.as_ref().and_then(|vm| Some(number(vm.hotplug?.plugged_bytes))))
     }),
@@ -214,6 +219,7 @@ mod tests {
             monitor: None,
             boot: None,
             vm: None,
+            guest: None,
             containers: Vec::new(),
             links: Vec::new(),
         }

@@ -250,11 +250,12 @@ fn record_loss(bundle: &Path, error: &ClientError) -> Result<(), CliError> {
 pub fn explain(container: &Container, ending: &Ending) {
     let Some(record) = &ending.record else { return };
     let name = &container.record.name;
-    if record.oom_killed {
+    // The host's OOM killer has a reason: more memory for the container is no remedy.
+    if !record.reason.is_empty() {
+        error::say(&format!("container {name} ended early: {}", record.reason));
+    } else if record.oom_killed {
         error::say(&format!(
             "container {name} ran out of memory: a process was killed; give it more with --memory"
         ));
-    } else if !record.reason.is_empty() {
-        error::say(&format!("container {name} ended early: {}", record.reason));
     }
 }

@@ -24,7 +24,8 @@ const EXECS_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The exit of a process whose VM ended under it.
 pub fn vm_died(end: &VmEnd) -> Exit {
-    Exit { status: KILLED, at: SystemTime::now(), oom_killed: false, reason: format!("the VM ended: {end}") }
+    let oom_killed = matches!(end, VmEnd::OutOfMemory);
+    Exit { status: KILLED, at: SystemTime::now(), oom_killed, reason: format!("the VM ended: {end}") }
 }
 
 /// The exit of a process that was deleted before its start.

@@ -13,7 +13,9 @@ use nix::sys::stat::Mode;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 
-use super::monitor::{AsyncChannel, spawn_with_control};
+use super::cgroup::Accounting;
+use super::monitor::{AsyncChannel, spawn_with_control, was_oom_killed};
+use crate::cgroup::OomKills;
 use crate::spec::{Volume, VolumeAccess};
 
 /// The broker examines what it is given; slow storage may hold it up.
@@ -99,14 +101,17 @@ enum Ask {
 pub struct Broker(mpsc::Sender<Ask>);
 
 impl Broker {
-    /// Starts the broker. It dies with this process. Returns it, and what the monitor is to speak over.
-    pub async fn start(path: &Path) -> Result<(Self, OwnedFd), BrokerError> {
+    /// Starts the broker, counted with its VM. It dies with this process. Returns it, and what the monitor is to speak over.
+    pub async fn start(path: &Path, accounting: &Accounting) -> Result<(Self, OwnedFd), BrokerError> {
         let failed = |source| BrokerError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
         let (child, _words) = spawn_with_control("hull-fsd", path, &theirs, None).map_err(failed)?;
         drop(theirs);
+        if let Some(pid) = child.id() {
+            accounting.admit("the file broker", pid);
+        }
         let (asks, inbox) = mpsc::channel(8);
-        tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox));
+        tokio::spawn(converse(AsyncChannel::new(ours)?, child, inbox, accounting.oom_kills()));
         let broker = Self(asks);
         let (monitor, socket) = BrokerChannel::pair().map_err(ChannelError::from)?;
         broker.tell(Control::Hello { version: VERSION }, None).await?.map_err(BrokerError::Unusable)?;
@@ -147,7 +152,12 @@ impl Broker {
 }
 
 /// Owns the control socket and the process.
-async fn converse(channel: AsyncChannel, mut child: Child, mut inbox: mpsc::Receiver<Ask>) {
+async fn converse(
+    channel: AsyncChannel,
+    mut child: Child,
+    mut inbox: mpsc::Receiver<Ask>,
+    oom_kills: Option<OomKills>,
+) {
     loop {
         let ask = tokio::select! {
             ask = inbox.recv() => ask,
@@ -156,6 +166,9 @@ async fn converse(channel: AsyncChannel, mut child: Child, mut inbox: mpsc::Rece
                     Ok(status) if status.code() == Some(DENIED_STATUS) => log::error!(
                         "the file broker made a system call that its jail denies; the log names it: the guest's files are lost"
                     ),
+                    Ok(status) if was_oom_killed(status, oom_kills.as_ref()) => {
+                        log::error!("the host's OOM killer ended the file broker: the guest's files are lost");
+                    }
                     Ok(status) => log::error!("the file broker has ended ({status}): the guest's files are lost"),
                     Err(error) => log::error!("the file broker is lost: {error}"),
                 }

@@ -138,6 +138,7 @@ impl Pod {
         let Order { request, bundle, mut document, abandoned } = order;
         let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
         let (network, sysctls) = (document.network()?, document.take_network_sysctls()?);
+        let cgroup = document.cgroup()?;
         let config = document.translate(&bundle, None)?;
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
@@ -146,9 +147,8 @@ impl Pod {
         let volumes = exports(&config.volumes).map_err(StartError::from)?;
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
+            size: shape,
             vcpus: shape.vcpus,
-            online_vcpus: shape.vcpus,
-            memory_mib: shape.memory_mib,
             disks: open.disks,
             // Without a file to share there is no broker.
             exports: (!exports.is_empty()).then_some(exports),
@@ -159,6 +159,7 @@ impl Pod {
             stream_socket: self.sockets.streams.clone(),
             namespace: self.namespace.clone(),
             hostname,
+            cgroup,
         };
         let vm = self.boot(spec, &bundle, &abandoned).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
@@ -168,6 +169,7 @@ impl Pod {
             Ok(io) => {
                 let container = Container::new(&request.id, bundle, Kind::Alone, vm, init, self.events())
                     .with_lifecycle(config.lifecycle)
+                    .with_limits(config.limits)
                     .with_power_off(power_off(&rootfs));
                 Ok((container, Supervision::Process(Box::new(io))))
             }
@@ -186,9 +188,8 @@ impl Pod {
         let Order { request, bundle, mut document, abandoned } = order;
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
+            size: shape,
             vcpus: shape.vcpus,
-            online_vcpus: shape.vcpus,
-            memory_mib: shape.memory_mib,
             disks: Vec::new(),
             // A container that comes later may share files.
             exports: Some(Vec::new()),
@@ -199,6 +200,7 @@ impl Pod {
             stream_socket: self.sockets.streams.clone(),
             namespace: self.namespace.clone(),
             hostname: document.hostname(),
+            cgroup: document.cgroup()?,
         };
         let stdio = stdio(request)?;
         let vm = self.boot(spec, &bundle, &abandoned).await?;
@@ -236,6 +238,7 @@ impl Pod {
                 let attachments = Mutex::new(Some(attached));
                 let kind = Kind::Member { sandbox: sandbox.id.clone(), attachments };
                 let container = Container::new(&request.id, bundle, kind, vm, init, self.events())
+                    .with_limits(config.limits)
                     .with_power_off(power_off(&rootfs));
                 Ok((container, Supervision::Process(Box::new(io))))
             }

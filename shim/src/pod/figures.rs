@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use hull_protocol::agent::api::agent::ContainerStatsResponse;
+use hull_protocol::agent::API_VERSION;
+use hull_protocol::agent::api::agent::{ContainerStatsResponse, InfoRequest};
 
 use super::{Pod, Vm, printable, process_usage};
 use crate::container::Container;
-use crate::metrics::{ContainerMetrics, ContainerUsage, LinkUsage, PodMetrics};
+use crate::metrics::{ContainerMetrics, ContainerUsage, GuestMemory, LinkUsage, PodMetrics};
 use crate::process::Phase;
 
 /// How long the monitor and the agent may take. Who asks has other pods to ask.
@@ -23,8 +24,11 @@ impl Pod {
         let vm = containers.first().map(|container| Arc::clone(&container.vm));
         let vm = vm.filter(|vm| vm.ended().now().is_none());
         let members = containers.iter().filter(|container| !container.is_sandbox());
-        let (stats, gathered) =
-            tokio::join!(vm_stats(vm.as_deref()), join_all(members.map(|container| of_container(container))));
+        let (stats, guest, gathered) = tokio::join!(
+            vm_stats(vm.as_deref()),
+            guest_memory(vm.as_deref()),
+            join_all(members.map(|container| of_container(container)))
+        );
         let (containers, links): (Vec<_>, Vec<_>) = gathered.into_iter().unzip();
         PodMetrics {
             namespace: self.namespace.clone(),
@@ -33,6 +37,7 @@ impl Pod {
             monitor: vm.as_ref().and_then(|vm| process_usage(vm.pid()).ok()),
             boot: vm.as_ref().and_then(|vm| vm.boot),
             vm: stats,
+            guest,
             containers,
             // Each container tells of the pod's.
             links: links.into_iter().find(|links| !links.is_empty()).unwrap_or_default(),
@@ -42,6 +47,12 @@ impl Pod {
 
 async fn vm_stats(vm: Option<&Vm>) -> Option<hull_protocol::vmm::VmStats> {
     tokio::time::timeout(PATIENCE, vm?.monitor().stats()).await.ok()?.ok()
+}
+
+async fn guest_memory(vm: Option<&Vm>) -> Option<GuestMemory> {
+    let request = InfoRequest { api_version: API_VERSION, ..InfoRequest::default() };
+    let info = tokio::time::timeout(PATIENCE, vm?.agent.info(&request)).await.ok()?.ok()?;
+    Some(GuestMemory { total_bytes: info.memory_total_bytes, available_bytes: info.memory_available_bytes })
 }
 
 async fn of_container(container: &Container) -> (ContainerMetrics, Vec<LinkUsage>) {

@@ -142,8 +142,10 @@ mod tests {
 
     use super::*;
     use crate::config::BROKER_VARIABLE;
+    use crate::pod::cgroup::Accounting;
     use crate::pod::{Abandon, Booting, Journal, PowerOff, VmSpec};
     use crate::record::ShimRecord;
+    use crate::spec::VmShape;
 
     fn disk(serial: &str) -> Disk {
         let mut file = tempfile::tempfile().unwrap();
@@ -188,9 +190,8 @@ mod tests {
     /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
     async fn boot(folder: &Path) -> Vm {
         let spec = VmSpec {
+            size: VmShape { vcpus: 1, memory_mib: 256 },
             vcpus: 4,
-            online_vcpus: 1,
-            memory_mib: 256,
             disks: vec![disk("first")],
             exports: None,
             console: folder.join("console"),
@@ -200,6 +201,7 @@ mod tests {
             hostname: "hotplug".into(),
             sysctls: std::collections::HashMap::new(),
             ports: crate::pod::Ports::Own,
+            cgroup: None,
         };
         let (_wanted, abandoned) = Abandon::new();
         let config = crate::config::Config::load().unwrap();
@@ -242,7 +244,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let vm = boot(folder.path()).await;
             let program = std::env::var_os(BROKER_VARIABLE).unwrap();
-            let (broker, files) = Broker::start(Path::new(&program)).await.unwrap();
+            let (broker, files) = Broker::start(Path::new(&program), &Accounting::default()).await.unwrap();
             // The device, into a guest that had none.
             let config = FsConfig { tag: VOLUMES_TAG.into(), cache: FsCache::Auto };
             let slot = vm.monitor().plug(Request::AddFs(config), vec![files]).await.unwrap();

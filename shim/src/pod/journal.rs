@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::network::NetworkRecord;
 use crate::proc_stat::start_ticks;
-use crate::record::{Record, RecordError, ShimRecord};
+use crate::record::{CgroupRecord, Record, RecordError, ShimRecord};
 
 /// The record of a bundle while the VM comes to be.
 #[derive(Debug)]
@@ -18,6 +18,12 @@ impl Journal {
     /// Goes on from the record of a shim without a VM.
     pub fn new(bundle: PathBuf, record: ShimRecord) -> Self {
         Self { bundle, record }
+    }
+
+    /// A cgroup is about to be made.
+    pub fn cgroup(&mut self, cgroup: CgroupRecord) -> Result<(), RecordError> {
+        self.record.cgroup = Some(cgroup);
+        self.record.write(&self.bundle)
     }
 
     /// A namespace is about to be changed.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -19,7 +20,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::cgroup::Accounting;
 use super::relay::{Words, relay};
+use crate::cgroup::OomKills;
 
 /// How long a monitor that has closed its socket may take to exit.
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);
@@ -31,6 +34,8 @@ const WORDS_DEADLINE: Duration = Duration::from_millis(200);
 pub enum VmEnd {
     /// As the monitor reported.
     Reported(ExitReason),
+    /// The host's OOM killer ended the monitor.
+    OutOfMemory,
     /// The monitor exited without a report.
     Vanished(ExitStatus),
     /// The monitor was lost track of.
@@ -44,6 +49,9 @@ impl std::fmt::Display for VmEnd {
                 write!(f, "the guest kernel panicked: {}", super::printable(message))
             }
             Self::Reported(reason) => reason.fmt(f),
+            Self::OutOfMemory => f.write_str(
+                "the host's OOM killer ended it: it took more memory than its cgroup, one above it or the host has for it",
+            ),
             Self::Vanished(status) if status.code() == Some(DENIED_STATUS) => {
                 f.write_str("the monitor made a system call that its jail denies; the log names it")
             }
@@ -115,17 +123,23 @@ impl Monitor {
     /// Starts the monitor with its control socket. It dies with this process, also after its jail has closed: it sees to
     /// that itself.
     ///
-    /// Where there is a namespace it is in that: on the host it stands for the pod.
-    pub fn spawn(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<Self, MonitorError> {
+    /// Where there is a namespace it is in that: on the host it stands for the pod. It is counted with the pod before it has
+    /// any of the guest's memory.
+    pub fn spawn(
+        path: &Path,
+        namespace: Option<BorrowedFd<'_>>,
+        accounting: &Accounting,
+    ) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
         let (child, said) = spawn_with_control("hull-vmm", path, &theirs, namespace).map_err(failed)?;
         drop(theirs);
         let pid = child.id().unwrap_or_default();
+        accounting.admit("the monitor", pid);
         let channel = AsyncChannel::new(ours)?;
         let (asks, inbox) = mpsc::channel(8);
         let (end, ended) = watch::channel(None);
-        tokio::spawn(watch_over(channel, child, said, inbox, end));
+        tokio::spawn(watch_over(channel, child, said, inbox, end, accounting.oom_kills()));
         Ok(Self { asks, end: VmEnded(ended), pid })
     }
 
@@ -192,6 +206,7 @@ async fn watch_over(
     said: Words,
     mut inbox: mpsc::Receiver<Ask>,
     end: watch::Sender<Option<VmEnd>>,
+    oom_kills: Option<OomKills>,
 ) {
     let mut waiting: VecDeque<oneshot::Sender<Result<Message, MonitorError>>> = VecDeque::new();
     let mut reported = None;
@@ -251,6 +266,7 @@ async fn watch_over(
     };
     let how = match (reported, status) {
         (Some(reason), _) => VmEnd::Reported(reason),
+        (None, Ok(status)) if was_oom_killed(status, oom_kills.as_ref()) => VmEnd::OutOfMemory,
         (None, Ok(status)) => VmEnd::Vanished(status),
         (None, Err(error)) => VmEnd::Lost(error.to_string()),
     };
@@ -260,6 +276,11 @@ async fn watch_over(
     }
     log::info!("the VM ended: {how}");
     end.send_replace(Some(how));
+}
+
+/// Whether the host's OOM killer has ended a process of the pod.
+pub(super) fn was_oom_killed(status: ExitStatus, kills: Option<&OomKills>) -> bool {
+    status.signal() == Some(libc::SIGKILL) && kills.is_some_and(OomKills::came)
 }
 
 /// Starts a process of ours, called `program` in the log, where its standard error goes, with a control socket as

@@ -19,6 +19,7 @@ use hull_protocol::vmm::{
 };
 use tokio::sync::watch;
 
+use super::cgroup::Accounting;
 use super::forward::Forwarder;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
@@ -26,11 +27,12 @@ use super::{
     Abandoned, Agent, AgentError, Artifacts, Broker, Disk, Export, Journal, Monitor, MonitorError,
     RootfsNames, jail,
 };
+use crate::cgroup::{CgroupPath, CgroupRecord};
 use crate::config::{Config, FreeMemory};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
-use crate::spec::NetworkChoice;
+use crate::spec::{NetworkChoice, VmShape};
 use crate::undo::{Undo, UndoError, remove_file};
 
 mod boot;
@@ -52,12 +54,10 @@ const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init du
 /// A VM to be started.
 #[derive(Debug)]
 pub struct VmSpec {
-    /// Number of vCPUs.
+    /// What it begins with.
+    pub size: VmShape,
+    /// How many vCPUs it has, of which further ones are started by [`Agent::online_cpus`].
     pub vcpus: u8,
-    /// How many of them run from the start; others are started by [`Agent::online_cpus`].
-    pub online_vcpus: u8,
-    /// Guest memory.
-    pub memory_mib: u32,
     /// The disks, open.
     pub disks: Vec<Disk>,
     /// What of the host's files the guest may reach; `None` where it never will reach any.
@@ -76,6 +76,8 @@ pub struct VmSpec {
     pub sysctls: HashMap<String, String>,
     /// Whether the pod's ports can be reached from its network namespace.
     pub ports: Ports,
+    /// The pod's cgroup on the host, if it is to have one.
+    pub cgroup: Option<CgroupPath>,
 }
 
 /// Where a pod's ports can be reached, besides by its addresses.
@@ -104,8 +106,7 @@ pub struct Vm {
     pub streams: Streams,
     /// What the boot took, where the monitor could say.
     pub boot: Option<BootRecord>,
-    /// Guest memory.
-    pub memory_mib: u32,
+    size: VmShape,
     broker: Option<Broker>,
     /// Of each disk.
     disk_limits: RateLimits,
@@ -113,6 +114,7 @@ pub struct Vm {
     further: AtomicU32,
     monitor: Monitor,
     network: Option<Keeper>,
+    accounting: Accounting,
     stream_socket: PathBuf,
     undo: std::sync::Mutex<Option<Undo>>,
     remains: watch::Sender<Remains>,
@@ -136,7 +138,7 @@ pub struct Booting {
 }
 
 struct VmSpecRest {
-    memory_mib: u32,
+    size: VmShape,
     disk_limits: RateLimits,
     boot_timeout: Duration,
     console: PathBuf,
@@ -145,6 +147,7 @@ struct VmSpecRest {
     hostname: String,
     sysctls: HashMap<String, String>,
     ports: Ports,
+    accounting: Accounting,
     broker: Option<Broker>,
 }
 
@@ -193,11 +196,13 @@ impl Booting {
         let listener = bind_private(&spec.stream_socket).map_err(open_error(&spec.stream_socket))?;
         let path = spec.stream_socket.clone();
         undo.push("the stream socket", async move { remove_file(&path) });
+        let accounting = Accounting::begin(spec.cgroup, &mut journal, undo)?;
         let (ours, theirs) = Channel::pair().map_err(MonitorError::from_io)?;
         let (broker, files) = match spec.exports {
             None => (None, None),
             Some(exports) => {
-                let (broker, files) = share(exports, &artifacts.broker(&config.artifacts)?, undo).await?;
+                let (broker, files) =
+                    share(exports, &artifacts.broker(&config.artifacts)?, &accounting, undo).await?;
                 (Some(broker), Some(files))
             }
         };
@@ -214,7 +219,7 @@ impl Booting {
         };
 
         let namespace = network.as_ref().map(|settled| settled.network.namespace().as_fd());
-        let monitor = Monitor::spawn(&artifacts.vmm, namespace)?;
+        let monitor = Monitor::spawn(&artifacts.vmm, namespace, &accounting)?;
         let killed = monitor.clone();
         undo.push("the monitor", async move {
             killed.kill().await;
@@ -233,9 +238,9 @@ impl Booting {
             monitor.request(Request::Jail(jail), Vec::new()).await?;
             let machine = MachineConfig {
                 vcpus: spec.vcpus,
-                online_vcpus: Some(spec.online_vcpus),
+                online_vcpus: Some(spec.size.vcpus),
                 cpu: config.vm.cpu,
-                memory_mib: spec.memory_mib,
+                memory_mib: spec.size.memory_mib,
                 kernel_args: KERNEL_ARGS.to_owned(),
                 console_limit_bytes: CONSOLE_LIMIT,
             };
@@ -267,11 +272,11 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { memory_mib, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
+        let VmSpec { size, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
         let rest = VmSpecRest {
             boot_timeout,
-            memory_mib,
+            size,
             disk_limits: config.limits.disk,
             console,
             stream_socket,
@@ -279,6 +284,7 @@ impl Booting {
             hostname,
             sysctls,
             ports,
+            accounting,
             broker,
         };
         Ok((monitor, connections, network, rest))
@@ -306,9 +312,10 @@ impl Booting {
                 agent,
                 boot,
                 network,
-                memory_mib: spec.memory_mib,
+                size: spec.size,
                 disk_limits: spec.disk_limits,
                 broker: spec.broker,
+                accounting: spec.accounting,
                 further: AtomicU32::new(0),
                 streams,
                 monitor,
@@ -358,7 +365,7 @@ impl Vm {
 
     /// The most that a writable layer in memory may take.
     pub fn tmpfs_bytes(&self) -> u64 {
-        u64::from(self.memory_mib) * (1 << 20) / 2
+        u64::from(self.size.memory_mib) * (1 << 20) / 2
     }
 
     /// Makes the guest's network that of the pod's namespace.
@@ -369,9 +376,19 @@ impl Vm {
         }
     }
 
+    /// How large it is.
+    pub fn size(&self) -> VmShape {
+        self.size
+    }
+
     /// What the shim has changed in the pod's network namespace.
     pub fn network_record(&self) -> Option<NetworkRecord> {
         self.network.as_ref().and_then(Keeper::record)
+    }
+
+    /// The pod's cgroup.
+    pub fn cgroup_record(&self) -> Option<CgroupRecord> {
+        self.accounting.record()
     }
 
     /// The path of the monitor's vsock listener.
@@ -453,9 +470,10 @@ async fn forward(namespace: &Arc<Namespace>, streams: Streams, undo: &mut Undo) 
 async fn share(
     exports: Vec<Export>,
     program: &Path,
+    accounting: &Accounting,
     undo: &mut Undo,
 ) -> Result<(Broker, OwnedFd), StartError> {
-    let (broker, files) = Broker::start(program).await?;
+    let (broker, files) = Broker::start(program, accounting).await?;
     let ended = broker.clone();
     undo.push("the file broker", async move {
         ended.end().await;

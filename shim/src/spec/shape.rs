@@ -4,18 +4,19 @@
 use std::str::FromStr;
 
 use hull_protocol::agent::api::agent::DeviceNodes;
-use oci_spec::runtime::{LinuxCpu, Spec};
+use oci_spec::runtime::Spec;
 
+use super::limits::Limits;
 use super::{Role, SpecError};
 use crate::config::VmDefaults;
 use crate::record::{Lifecycle, annotation};
 
-const MEMORY_MIB_MIN: u32 = 64;
-const MEMORY_MIB_MAX: u32 = 1 << 20;
-const VCPUS_MAX: u8 = 32;
-const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
-const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// The least memory of a VM, in MiB.
+pub(super) const MEMORY_MIB_MIN: u32 = 64;
+/// The most.
+pub(super) const MEMORY_MIB_MAX: u32 = 1 << 20;
+/// The most vCPUs.
+pub(super) const VCPUS_MAX: u8 = 32;
 
 /// The size of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,13 @@ pub struct VmShape {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u32,
+}
+
+impl std::fmt::Display for VmShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plural = if self.vcpus == 1 { "" } else { "s" };
+        write!(f, "{} vCPU{plural} and {} MiB of memory", self.vcpus, self.memory_mib)
+    }
 }
 
 impl VmShape {
@@ -68,7 +76,8 @@ pub fn device_nodes(spec: &Spec) -> Result<DeviceNodes, SpecError> {
     }
 }
 
-fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+/// The value of an annotation.
+pub(super) fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(name).map(String::as_str)
 }
 
@@ -83,53 +92,6 @@ fn parse<T: FromStr>(
         value: value.to_owned(),
         wanted,
     })
-}
-
-/// What bounds the use of the host; what is absent is not bounded.
-#[derive(Clone, Copy, Debug, Default)]
-struct Limits {
-    memory_bytes: Option<u64>,
-    cpu_quota: Option<u64>,
-    cpu_period: Option<u64>,
-}
-
-impl Limits {
-    fn of_container(spec: &Spec) -> Self {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit());
-        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-        let positive = |value: Option<i64>| u64::try_from(value?).ok().filter(|&value| value > 0);
-        Self {
-            memory_bytes: positive(memory),
-            cpu_quota: positive(cpu.and_then(LinuxCpu::quota)),
-            cpu_period: cpu.and_then(LinuxCpu::period).filter(|&period| period > 0),
-        }
-    }
-
-    fn of_pod(spec: &Spec) -> Self {
-        // What is no positive number bounds nothing: -1 and 0 are written for that.
-        let number = |name| annotation(spec, name)?.parse::<u64>().ok().filter(|&value| value > 0);
-        Self {
-            memory_bytes: number(POD_MEMORY),
-            cpu_quota: number(POD_QUOTA),
-            cpu_period: number(POD_PERIOD),
-        }
-    }
-
-    fn memory_mib(self, defaults: &VmDefaults) -> u32 {
-        match self.memory_bytes {
-            Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
-                .unwrap_or(MEMORY_MIB_MAX)
-                .saturating_add(defaults.overhead_mib)
-                .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX),
-            None => defaults.memory_mib,
-        }
-    }
-
-    fn vcpus(self) -> Option<u8> {
-        let wanted = self.cpu_quota?.div_ceil(self.cpu_period.unwrap_or(100_000));
-        Some(u8::try_from(wanted).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX))
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! | `hooks`: createContainer, startContainer | kept: they run in the guest, where their path must exist |
 //! | `mounts` that bind host paths | volumes, but /dev/shm, which becomes a tmpfs, one for all containers of a pod; a relative source is a file of the bundle: [`super::files`] |
 //! | `mounts` of file systems | kept where the guest's kernel has them, else refused |
-//! | `linux.cgroupsPath` | `/` and the container's id |
+//! | `linux.cgroupsPath` | `/` and the container's id; on the host, that of the pod: [`crate::cgroup`] |
 //! | `linux.namespaces`: network | stripped: the shim joins the guest to it, and all containers of the pod are in the guest's own. Without one, refused: [`super::network`] |
 //! | `linux.namespaces`: others of a container in this VM, by path | the pod's or that container's |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |

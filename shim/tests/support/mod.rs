@@ -71,12 +71,13 @@ impl Pod {
             bundle: bundle.clone(),
             callback_address: "none".into(),
         };
+        let name = dir.path().file_name().unwrap().to_str().unwrap();
         let config = json!({
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs"},
             "hostname": id,
             "process": {"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}},
-            "linux": {"namespaces": [{"type": "network"}]}
+            "linux": {"namespaces": [{"type": "network"}], "cgroupsPath": format!("/hull-test/{name}")}
         });
         let mut request = CreateTaskRequest::new();
         request.id = id.into();
@@ -205,12 +206,21 @@ impl Pod {
             .collect()
     }
 
-    /// Waits until no process and no socket of the pod is left.
+    /// Its cgroups, in every hierarchy that has one.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().map(|entry| entry.unwrap().path());
+        let path = Path::new("hull-test").join(self.dir.path().file_name().unwrap());
+        let roots = roots.chain([PathBuf::from("/sys/fs/cgroup")]);
+        roots.map(|root| root.join(&path)).filter(|cgroup| cgroup.is_dir()).collect()
+    }
+
+    /// Waits until no process, no socket and no cgroup of the pod is left.
     pub fn assert_nothing_left(&self) {
         let sockets = || fs::read_dir(self.file("r/s")).map_or(0, Iterator::count);
+        let (processes, cgroups) = (|| self.processes(), || self.cgroups());
         eventually(
-            || self.processes().is_empty() && sockets() == 0,
-            || format!("{:?}, {} sockets; log: {}", self.processes(), sockets(), self.log()),
+            || processes().is_empty() && sockets() == 0 && cgroups().is_empty(),
+            || format!("{:?}, {} sockets, {:?}; log: {}", processes(), sockets(), cgroups(), self.log()),
         );
     }
 

@@ -40,6 +40,9 @@ fn a_container_lives_is_looked_at_and_comes_again() {
     let said = docker.run(["exec", "-e", "X=1", "web", "sh", "-c", "echo $X; echo kept >/kept; exit 5"]);
     assert_eq!((said.code, said.out.as_str()), (5, "1\n"));
     assert!(docker.ok(["top", "web"]).contains("hull-vmm"), "docker top shows the processes on the host");
+    let web = docker.inspect("web");
+    let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", web["State"]["Pid"])).unwrap();
+    assert_eq!(cgroup, format!("0::/docker/{}\n", web["Id"].as_str().unwrap()));
     let stats = docker.ok(["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "web"]);
     assert!(stats.contains("64MiB") && !stats.starts_with("0B"), "{stats}");
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod budget;
+mod cgroups;
 mod configured;
 mod confined;
 mod containerd;
