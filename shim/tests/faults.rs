@@ -223,6 +223,8 @@ async fn a_guest_that_tells_without_end_is_heard_now_and_then() {
     let most = usize::try_from(began.elapsed().as_millis()).unwrap() / 2000 + 1;
     soon(client.delete(INIT)).await.unwrap();
     soon(client.shutdown("web")).await.unwrap();
+    // The shim ends when all is told.
+    pod.assert_nothing_left();
     let told = containerd.told();
     let topics: Vec<&str> = told.iter().map(|event| event.topic.as_str()).collect();
     let kills = topics.iter().filter(|topic| **topic == "oom").count();
@@ -230,7 +232,6 @@ async fn a_guest_that_tells_without_end_is_heard_now_and_then() {
     assert_eq!(topics[topics.len() - 2..], ["exit", "delete"], "{topics:?}");
     assert!(told.iter().all(|event| event.container == "web"), "{told:?}");
     assert_eq!(log.matches("the guest is short of memory").count(), 1, "{log}");
-    pod.assert_nothing_left();
 }
 
 #[derive(Clone, Default)]
