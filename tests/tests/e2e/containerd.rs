@@ -51,12 +51,12 @@ fn layers_are_the_root_file_system_and_what_is_written_stays_in_them() {
 }
 
 /// A thin pool of the device mapper, on two files. What is in it goes with it.
-struct ThinPool(tempfile::TempDir);
+pub struct ThinPool(tempfile::TempDir);
 
 impl ThinPool {
     const NAME: &str = "hull-e2e-pool";
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::TempDir::with_prefix("hull-e2e-").unwrap();
         let script = "
             modprobe loop; modprobe dm_thin_pool
@@ -65,6 +65,16 @@ impl ThinPool {
             dmsetup create $0 --table \"0 $(blockdev --getsz $data) thin-pool $meta $data 128 0 1 skip_block_zeroing\"";
         Self::shell(folder.path(), script);
         Self(folder)
+    }
+
+    /// What containerd is told, for disks of this size.
+    pub fn configuration(&self, size: &str) -> String {
+        format!(
+            "[plugins.\"io.containerd.snapshotter.v1.devmapper\"]\n  pool_name = \"{}\"\n  root_path = \"{}\"\n  \
+             base_image_size = \"{size}\"\n  fs_type = \"ext4\"\n",
+            Self::NAME,
+            self.0.path().display()
+        )
     }
 
     fn shell(folder: &std::path::Path, script: &str) {
@@ -90,14 +100,7 @@ impl Drop for ThinPool {
 #[test]
 fn a_disk_is_the_root_file_system() {
     let pool = ThinPool::new();
-    let containerd = Containerd::with(|_| {
-        format!(
-            "[plugins.\"io.containerd.snapshotter.v1.devmapper\"]\n  pool_name = \"{}\"\n  root_path = \"{}\"\n  \
-             base_image_size = \"64MB\"\n  fs_type = \"ext4\"\n",
-            ThinPool::NAME,
-            pool.0.path().display()
-        )
-    });
+    let containerd = Containerd::with(|_| pool.configuration("64MB"));
     let script = "awk '$5 == \"/\"' /proc/self/mountinfo | grep -o ' - ext4'; cat /kept 2>/dev/null; echo kept >/kept; exit 5";
     let said = containerd.run_container(&["--snapshotter", "devmapper"], "disk", &["sh", "-c", script]);
     assert_eq!((said.code, said.out.as_str()), (5, " - ext4\n"), "{said:?}");

@@ -18,6 +18,7 @@ mod hostile;
 mod images;
 mod kubelet;
 mod limits;
+mod load;
 mod metrics;
 mod network;
 mod refused;
