@@ -22,6 +22,8 @@ mod load;
 mod metrics;
 mod network;
 mod refused;
+mod restarts;
+mod soak;
 mod streams;
 mod terminal;
 mod volumes;
