@@ -21,6 +21,7 @@ mod limits;
 mod metrics;
 mod network;
 mod refused;
+mod resize;
 mod streams;
 mod terminal;
 mod volumes;
