@@ -16,8 +16,6 @@ use hull_fuzz::{TARGETS, allocation, target};
 #[global_allocator]
 static ALLOCATOR: allocation::Counting = allocation::Counting;
 
-/// The most that one input may make the code hold, in bytes.
-const PEAK_MAX: usize = 24 << 20;
 /// The most that may be held for good after the first inputs, in bytes.
 const GROWTH_MAX: usize = 4 << 20;
 /// Inputs until whatever is kept is kept.
@@ -73,7 +71,7 @@ fn run(name: &str, runs: u64, seed: u64) {
         body(&input);
         let peak = allocation::take_peak() - before;
         highest = highest.max(peak);
-        assert!(peak <= PEAK_MAX, "{name}, run {round}: {peak} bytes were held at once");
+        assert!(peak <= target.peak_max(), "{name}, run {round}: {peak} bytes were held at once");
         if round == WARM {
             held = Some(allocation::held());
         }

@@ -13,8 +13,6 @@ use proptest::test_runner::TestRunner;
 #[global_allocator]
 static ALLOCATOR: allocation::Counting = allocation::Counting;
 
-/// The most that one input may make the code hold, in bytes.
-const PEAK_MAX: usize = 24 << 20;
 /// Random inputs for each target.
 const CASES: u32 = 1000;
 
@@ -23,13 +21,14 @@ fn corpus() -> PathBuf {
 }
 
 fn check(name: &str) {
-    let body = RefCell::new((target(name).unwrap().make)());
+    let target = target(name).unwrap();
+    let body = RefCell::new((target.make)());
     let bounded = |input: &[u8]| {
         let before = allocation::held();
         allocation::take_peak();
         body.borrow_mut()(input);
         let peak = allocation::take_peak().saturating_sub(before);
-        assert!(peak <= PEAK_MAX, "{peak} bytes were held at once");
+        assert!(peak <= target.peak_max(), "{peak} bytes were held at once");
     };
     for entry in fs::read_dir(corpus().join(name)).unwrap() {
         let path = entry.unwrap().path();

@@ -1,7 +1,9 @@
 //! What an administrator has chosen reaches the VM.
 
 use std::fs;
-use std::time::Instant;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use hull_tests::eventually;
 use hull_tests::hull::{Hull, finished, image, said};
@@ -66,5 +68,74 @@ fn processors_and_limits_are_as_chosen() {
     let mut run = hull.command(["run", "--rm", &image("busybox"), "true"]);
     let run = said(&finished(run.env("HULL_CONFIG", config.path())));
     assert!(run.code != 0 && run.err.contains("line 2") && run.err.contains("v9"), "{run:?}");
+    hull.left_nothing();
+}
+
+/// A container under a configuration, detached; its id.
+fn under(hull: &Hull, config: &NamedTempFile, options: &[&str], image_name: &str) -> String {
+    let image = image(image_name);
+    let words = [&["run", "-d"], options, &[&image, "sleep", "600"]].concat();
+    let run = said(&finished(hull.command(words).env("HULL_CONFIG", config.path())));
+    assert_eq!(run.code, 0, "{run:?}");
+    run.out.trim().to_owned()
+}
+
+#[test]
+fn a_disk_is_no_faster_than_chosen() {
+    let hull = Hull::new();
+    // Each of these files has 64 KiB that are nowhere else, and is read by itself. A second's worth may come at once.
+    let cases = [
+        ("mib_per_second = 1", "cat /big/1/1?? | wc -c", Duration::from_millis(5_250)),
+        ("operations_per_second = 10", "cat /big/2/[1-6]? | wc -c", Duration::from_millis(5_000)),
+    ];
+    for (limit, read, least) in cases {
+        let id = under(&hull, &choose(&format!("[disk]\n{limit}\n")), &[], "big");
+        let begun = Instant::now();
+        let bytes = hull.ok(["exec", &id, "sh", "-c", read]);
+        let took = begun.elapsed();
+        println!("{limit}: {} bytes in {took:?}", bytes.trim());
+        assert!(took >= least, "{limit}: {} bytes in {took:?}", bytes.trim());
+        hull.ok(["rm", "-f", &id]);
+    }
+    hull.left_nothing();
+}
+
+#[test]
+fn an_interface_is_no_faster_than_chosen() {
+    const LENGTH: usize = 6 << 20;
+    // A second's worth may come at once, and a little lies in sockets when the clock is looked at.
+    const LEAST: Duration = Duration::from_millis(4_500);
+    let bridge = ["--network", "bridge"];
+    // The bridge stays when its last container goes, as docker's does.
+    Hull::new().ok([&["run", "--rm"], &bridge[..], &[&image("busybox"), "true"]].concat());
+    let hull = Hull::new();
+    let id = under(&hull, &choose("[network]\nmib_per_second = 1\n"), &bridge, "busybox");
+    let listener = TcpListener::bind(("10.87.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+
+    let out = format!("head -c {LENGTH} /dev/zero | nc 10.87.0.1 {port}");
+    let mut sender = hull.command(["exec", &id, "sh", "-c", &out]).spawn().unwrap();
+    let mut connection = listener.accept().unwrap().0;
+    let begun = Instant::now();
+    connection.read_exact(&mut vec![0; LENGTH]).unwrap();
+    let took = begun.elapsed();
+    println!("out: {took:?}");
+    assert!(took >= LEAST, "{LENGTH} bytes out in {took:?}");
+    drop(connection);
+    sender.wait().unwrap();
+
+    let into = format!("nc 10.87.0.1 {port} </dev/null | head -c {LENGTH} | wc -c");
+    let receiver = hull.piped(["exec", &id, "sh", "-c", &into]);
+    let mut connection = listener.accept().unwrap().0;
+    let begun = Instant::now();
+    connection.write_all(&vec![0; LENGTH]).unwrap();
+    // nc goes on until its peer has ended.
+    drop(connection);
+    let counted = receiver.wait_with_output().unwrap();
+    let took = begun.elapsed();
+    println!("in: {took:?}");
+    assert_eq!(String::from_utf8_lossy(&counted.stdout).trim(), LENGTH.to_string());
+    assert!(took >= LEAST, "{LENGTH} bytes in after {took:?}");
+    hull.ok(["rm", "-f", &id]);
     hull.left_nothing();
 }
