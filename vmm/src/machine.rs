@@ -69,7 +69,7 @@ pub struct Plan {
     /// The memory that can be plugged, and what says how much of it should be.
     pub hotplug: Option<(Range<u64>, MemControl)>,
     /// The device for it, where that is to be plugged while the VM runs.
-    pub reserved: Option<Mem>,
+    pub reserved: Option<Box<Mem>>,
     /// Files that are in its memory.
     pub files: Vec<FileRegion>,
     /// What serves shared files, now or later.
@@ -132,7 +132,7 @@ pub struct Machine {
     devices: Arc<Devices>,
     balloon: Option<BalloonControl>,
     hotplug: Option<MemControl>,
-    reserved: Mutex<Option<Mem>>,
+    reserved: Mutex<Option<Box<Mem>>>,
     file_thread: FileThread,
     ram: RamSize,
     /// Dropped after the threads that use it are gone.
@@ -209,7 +209,7 @@ impl Machine {
     }
 
     /// The device for memory that can be plugged, once, where it waits to be plugged itself.
-    pub fn take_reserved(&self) -> Option<Mem> {
+    pub fn take_reserved(&self) -> Option<Box<Mem>> {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

@@ -39,7 +39,7 @@ pub struct Description {
     files: Vec<FileRegion>,
     hotplug: Option<(Range<u64>, MemControl)>,
     /// The device for it, where that comes later.
-    reserved: Option<Mem>,
+    reserved: Option<Box<Mem>>,
     devices: Vec<Box<dyn VirtioDevice>>,
     balloon: Option<BalloonControl>,
     file_thread: Option<FileThread>,
@@ -165,7 +165,7 @@ impl Description {
         let (device, region, control, left) = self.hotplug_memory(mib)?;
         self.beyond = Some(left);
         self.hotplug = Some((region, control));
-        self.reserved = Some(device);
+        self.reserved = Some(Box::new(device));
         Ok(())
     }
 

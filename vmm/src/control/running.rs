@@ -44,7 +44,7 @@ fn without_descriptors(machine: &Machine, watch: &Watch, request: Request) -> Re
         Request::PlugHotplugMemory => {
             check_not_paused(machine)?;
             let reserved = || wrong_state("no memory to plug is reserved, or its device is there");
-            plug(machine, watch, machine.take_reserved().ok_or_else(reserved)?)
+            plug(machine, watch, *machine.take_reserved().ok_or_else(reserved)?)
         }
         Request::Pause => pause(machine, watch),
         Request::Resume => resume(machine, watch),
