@@ -5,6 +5,7 @@
 
 use ttrpc::proto::Code;
 
+use crate::config::FILE;
 use crate::hooks::HookError;
 use crate::io::StdioError;
 use crate::pod::{AgentError, PlugError, ResizeError, RootfsError, StartError};
@@ -62,7 +63,7 @@ pub enum TaskError {
     Unsupported(&'static str),
     /// The limits promise what the VM has not.
     #[error(
-        "the limits take a VM of {needed}, {overhead_mib} MiB of them for the guest itself, and this one can have {most}"
+        "the limits take a VM of {needed}, {overhead_mib} MiB of them for the guest itself, and this one can have {most} (see vm.resize in {FILE})"
     )]
     VmTooSmall {
         /// What it would need.

@@ -29,7 +29,7 @@ fn size(pod: &Pod<'_>, id: &str) -> (u64, u64) {
 
 #[test]
 fn a_vm_grows_and_shrinks_with_its_containers_limits() {
-    let containerd = Containerd::for_pods();
+    let containerd = Containerd::for_pods_as("vm.resize = \"allow\"\n");
     let pod = Pod::run(&containerd, "sized", NamespaceMode::CONTAINER);
     let web = pod.container_with("web", "sleep 1000", |config| {
         config.linux.mut_or_insert_default().resources =
