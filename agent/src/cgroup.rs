@@ -4,6 +4,7 @@
 
 mod devices;
 mod events;
+mod kills;
 mod stats;
 
 use std::collections::HashSet;
@@ -22,7 +23,8 @@ use crate::reap::Children;
 use crate::spec::{DeviceRules, Limits, Missing, Setting};
 use crate::sys;
 
-pub use stats::Stats;
+pub use kills::Kills;
+pub use stats::{Stats, pressure};
 
 /// How long the kernel may take to empty a killed cgroup, or to freeze one.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
@@ -116,6 +118,32 @@ impl CgroupParent {
     /// One that exists, as it is.
     pub fn existing(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// Limits what all containers take together, while there is none.
+    pub fn limit_memory(&self, bytes: u64) -> Result<(), CgroupError> {
+        self.as_cgroup()?.write("memory.max", &bytes.to_string())
+    }
+
+    /// Changes that limit.
+    pub async fn change_memory_limit(&self, bytes: u64, children: &Children) -> Result<(), CgroupError> {
+        self.as_cgroup()?.write_by(Writer::Helper(children), "memory.max", &bytes.to_string()).await
+    }
+
+    /// What all containers take together of the memory, and may take: 0 for no limit.
+    pub fn memory(&self) -> Result<(u64, u64), CgroupError> {
+        let cgroup = self.as_cgroup()?;
+        let number = |file| cgroup.read(file).map(|text| text.trim().parse().unwrap_or_default());
+        Ok((number("memory.current")?, number("memory.max")?))
+    }
+
+    /// What the OOM killer does to containers from now on.
+    pub fn watch_kills(&self) -> Result<Kills, CgroupError> {
+        Kills::watch(self.path.clone())
+    }
+
+    fn as_cgroup(&self) -> Result<Cgroup, CgroupError> {
+        Cgroup::find(self.path.clone())
     }
 
     /// A new, empty cgroup.

@@ -27,14 +27,14 @@ type Method = Arc<dyn MethodHandler + Send + Sync>;
 enum Limit {
     /// So long at most.
     Within(Duration),
-    /// It waits for what a container does, and ends with the connection. It makes nothing.
+    /// It waits for what a container or the kernel does, and ends with the connection. It makes nothing.
     Waits,
 }
 
 /// The limit of each method. One that is not named has the common one.
 fn limit(method: &str) -> Limit {
     match method {
-        "WaitProcess" => Limit::Waits,
+        "WaitProcess" | "NextEvent" => Limit::Waits,
         // It gives processes as long as the request says.
         "Shutdown" => Limit::Within(GRACE_MAX.saturating_add(ANSWER_DEADLINE)),
         _ => Limit::Within(ANSWER_DEADLINE),

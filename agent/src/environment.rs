@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use crate::cgroup::CgroupParent;
 use crate::launch::Keeper;
+use crate::memory::Share;
 use crate::reap::Children;
 use crate::rootfs::Disks;
 use crate::sys;
@@ -47,6 +48,8 @@ pub struct Environment {
     pub ignored_signals: u64,
     /// Where containers' cgroups are.
     pub cgroups: CgroupParent,
+    /// How much memory they may take together. Outside of a VM that is not the agent's to say.
+    pub memory: Share,
     /// Where disks are.
     pub disks: Disks,
     /// The pod's volumes.
@@ -89,6 +92,7 @@ impl Environment {
             volumes: Volumes::new(&volumes, &disks),
             shared: SharedTmpfs::new(&shared),
             keeper: Keeper::default(),
+            memory: Share::default(),
             disks,
             children: Children::default(),
         })
@@ -109,6 +113,7 @@ impl Environment {
             volumes: Volumes::new(Path::new(""), &disks),
             shared: SharedTmpfs::new(Path::new("")),
             keeper: Keeper::default(),
+            memory: Share::default(),
             disks,
             children: Children::default(),
         })

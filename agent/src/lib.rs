@@ -11,6 +11,8 @@
 //! | `agent` | connections in, service out |
 //! | `server`, `deadline`, `streams` | the API, each request of it answered in time; standard streams |
 //! | `network` | the pod's network |
+//! | `memory` | how much the guest has, and what containers get of it |
+//! | `news` | what happens in the guest that nobody asked for |
 //! | `devices` | which devices the guest has |
 //! | `container` | one actor for each container |
 //! | `spec`, `launch`, `rootfs`, `volumes`, `cgroup`, `stdio` | the runtime: what, how, in which files, within which limits, with which streams |
@@ -28,7 +30,9 @@ mod helper;
 pub mod init;
 mod launch;
 pub mod logger;
+mod memory;
 mod network;
+mod news;
 pub mod oci;
 pub mod outside;
 mod pod;

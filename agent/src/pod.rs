@@ -8,6 +8,7 @@ use hull_protocol::agent::api::agent as api;
 use nix::errno::Errno;
 
 use crate::environment::Environment;
+use crate::memory;
 use crate::spec::Sysctl;
 use crate::sys;
 
@@ -40,12 +41,7 @@ pub enum PodError {
 /// Describes the guest.
 pub fn info() -> api::InfoResponse {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let bytes = |path, field: &str| {
-        let kib = read(path)
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.unwrap_or(0).saturating_mul(1024)
-    };
+    let bytes = |path, field: &str| memory::bytes(&read(path), field).unwrap_or_default();
     api::InfoResponse {
         api_version: API_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

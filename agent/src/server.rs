@@ -19,6 +19,7 @@ use crate::devices;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::network;
+use crate::news::News;
 use crate::pod;
 use crate::slots::{self, Action};
 use checked::name;
@@ -30,6 +31,7 @@ const ENDING: Duration = Duration::from_secs(20);
 pub struct Service {
     environment: Arc<Environment>,
     containers: Registry,
+    news: News,
     shut_down: watch::Sender<bool>,
     power_off: mpsc::Sender<()>,
 }
@@ -37,7 +39,8 @@ pub struct Service {
 impl Service {
     /// After a shutdown request has been answered, `power_off` gets a message.
     pub fn new(environment: Arc<Environment>, containers: Registry, power_off: mpsc::Sender<()>) -> Self {
-        Self { environment, containers, shut_down: watch::Sender::new(false), power_off }
+        let (news, shut_down) = (News::default(), watch::Sender::new(false));
+        Self { environment, containers, news, shut_down, power_off }
     }
 
     fn container(&self, id: &str) -> Result<Handle, Error> {
@@ -274,6 +277,10 @@ impl Agent for Service {
         request: api::OnlineCpusRequest,
     ) -> ttrpc::Result<api::Empty> {
         Ok(cpus::online(&self.environment.children, request.count).await.map(empty)?)
+    }
+
+    async fn next_event(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestEvent> {
+        Ok(self.news.next(&self.environment).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {

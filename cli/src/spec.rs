@@ -298,6 +298,8 @@ pub struct ExecRequest<'a> {
     pub workdir: Option<&'a str>,
     /// `-t`.
     pub terminal: Terminal,
+    /// `--privileged`: every capability. Nothing else about the container changes.
+    pub privileges: Privileges,
 }
 
 /// The process of an `exec`: the first process's environment, directory and bounds, with the user's changes.
@@ -320,12 +322,22 @@ pub fn exec(first: &Process, request: ExecRequest<'_>) -> Result<Process, SpecEr
     let first_dir = first.cwd().to_string_lossy();
     let workdir = request.workdir.unwrap_or(&first_dir);
     let mut process = process(request.args, &identity, environment, workdir, request.terminal)?;
-    let mut capabilities = first.capabilities().clone();
-    if let Some(capabilities) = &mut capabilities {
-        // Root may hold what the container is bounded by, others start with nothing.
-        let held = if identity.uid == 0 { capabilities.bounding().clone() } else { Some(Default::default()) };
-        capabilities.set_effective(held.clone()).set_permitted(held);
-    }
+    let capabilities = match request.privileges {
+        Privileges::All => Some(CapabilitySet::all().for_user(identity.uid)?),
+        Privileges::Usual => {
+            let mut capabilities = first.capabilities().clone();
+            if let Some(capabilities) = &mut capabilities {
+                // Root may hold what the container is bounded by, others start with nothing.
+                let held = if identity.uid == 0 {
+                    capabilities.bounding().clone()
+                } else {
+                    Some(Default::default())
+                };
+                capabilities.set_effective(held.clone()).set_permitted(held);
+            }
+            capabilities
+        }
+    };
     process.set_capabilities(capabilities);
     process.set_no_new_privileges(first.no_new_privileges());
     process.set_rlimits(first.rlimits().clone());

@@ -14,7 +14,7 @@ pub const GUEST_CID: u32 = 3;
 /// Host port to which the agent connects once it is ready. The agent serves ttrpc on that connection.
 pub const CONTROL_PORT: u32 = 1024;
 
-/// Every call but `WaitProcess`, which waits, and `Shutdown`, which says how long it takes, is answered within this time.
+/// Every call but `WaitProcess` and `NextEvent`, which wait, and `Shutdown`, which says how long it takes, is answered within this time.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(50);
 
 /// Guest port on which the agent accepts standard streams, and connections to TCP ports of the pod: one connection for each.

@@ -6,10 +6,11 @@ mod supervise;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
+use containerd_shim_protos::events::task::{TaskOOM, TaskPaused, TaskResumed, TaskStart};
 use hull_protocol::agent::api::agent::{
     ContainerRequest, ContainerStatsResponse, ResizeTerminalRequest, SignalProcessRequest,
     UpdateContainerRequest,
@@ -97,6 +98,7 @@ pub struct Container {
     limits: Mutex<Limits>,
     execs: Mutex<BTreeMap<String, Arc<exec::Exec>>>,
     freezer: Mutex<Freezer>,
+    oom_told: AtomicBool,
 }
 
 impl Container {
@@ -122,6 +124,7 @@ impl Container {
             limits: Mutex::default(),
             execs: Mutex::default(),
             freezer: Mutex::new(Freezer::Thawed),
+            oom_told: AtomicBool::new(false),
         }
     }
 
@@ -346,6 +349,14 @@ impl Container {
             ..UpdateContainerRequest::default()
         };
         Ok(self.vm.agent.update_container(&request).await?)
+    }
+
+    /// Tells everybody that the OOM killer was at work in it.
+    pub fn tell_oom(&self) {
+        self.oom_told.store(true, Ordering::Relaxed);
+        let mut event = TaskOOM::new();
+        event.container_id.clone_from(&self.id);
+        self.events.send(Event::Oom(event));
     }
 
     /// What it uses.

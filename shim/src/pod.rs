@@ -16,6 +16,7 @@ mod jail;
 mod journal;
 mod monitor;
 mod network;
+mod news;
 mod relay;
 mod resize;
 mod rootfs;

@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use containerd_shim_protos::api::Empty;
+use containerd_shim_protos::api::{Empty, Status};
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Events, create_events};
 use hull_shim::client::{Process, Reach, TaskClient};
@@ -204,6 +204,34 @@ async fn starts_at_the_same_time_find_one_shim() {
     let client = TaskClient::connect(&addresses[0]).await.unwrap();
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
+}
+
+/// What a guest tells unasked is heard at a bounded rate, is about containers that run, and holds nothing up.
+#[tokio::test]
+async fn a_guest_that_tells_without_end_is_heard_now_and_then() {
+    let pod = Pod::with("web", &["sleep", "1000"], "flood", "");
+    let containerd = pod.containerd();
+    let client = pod.connect().await;
+    let began = std::time::Instant::now();
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert_eq!(soon(client.state(INIT)).await.unwrap().status.unwrap(), Status::RUNNING);
+    soon(client.kill(INIT, 9, Reach::Process)).await.unwrap();
+    assert_eq!(soon(client.wait(INIT)).await.unwrap().exit_status, 137);
+    let log = pod.log();
+    let most = usize::try_from(began.elapsed().as_millis()).unwrap() / 2000 + 1;
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    // The shim ends when all is told.
+    pod.assert_nothing_left();
+    let told = containerd.told();
+    let topics: Vec<&str> = told.iter().map(|event| event.topic.as_str()).collect();
+    let kills = topics.iter().filter(|topic| **topic == "oom").count();
+    assert!((1..=most).contains(&kills), "{kills} of {most}: {topics:?}");
+    assert_eq!(topics[topics.len() - 2..], ["exit", "delete"], "{topics:?}");
+    assert!(told.iter().all(|event| event.container == "web"), "{told:?}");
+    assert_eq!(log.matches("the guest is short of memory").count(), 1, "{log}");
 }
 
 #[derive(Clone, Default)]

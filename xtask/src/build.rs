@@ -50,8 +50,17 @@ fn binaries() -> Result<(), Error> {
     say("building hull, the shim, the monitor and the agent");
     for profile in ["release", "agent"] {
         let mut statics = cargo();
-        let packed = if profile == "agent" && packs_relocations()? { PACK } else { "" };
-        statics.env("RUSTFLAGS", format!("-C target-feature=+crt-static{packed}"));
+        let mut flags = ["-C", "target-feature=+crt-static"].map(str::to_owned).to_vec();
+        if profile == "agent" {
+            flags.push("-Cforce-unwind-tables=no".to_owned());
+            flags.push(format!("-Clink-arg=-Wl,-T,{}", root().join("agent/no-unwinding.ld").display()));
+            flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
+            if packs_relocations()? {
+                flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
+            }
+        }
+        // A path may have spaces in it.
+        statics.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         statics.args(["build", "--profile", profile, "--target", TARGET]);
         for part in STATIC.iter().filter(|part| part.profile == profile) {
             statics.args(["--package", part.package]);
@@ -70,10 +79,7 @@ fn binaries() -> Result<(), Error> {
     Ok(())
 }
 
-/// Relocations in a twentieth of the room, and no table for unwinding, which a program that aborts does not do.
-const PACK: &str = " -C link-arg=-Wl,-z,pack-relative-relocs,--no-eh-frame-hdr";
-
-/// Whether the C library that is linked in can apply such relocations to itself: from 2.36 on.
+/// Whether the C library that is linked in can apply relocations to itself that take a twentieth of the room: from 2.36 on.
 fn packs_relocations() -> Result<bool, Error> {
     let version = output(Command::new("getconf").arg("GNU_LIBC_VERSION"))?;
     let mut numbers = version.trim().trim_start_matches("glibc ").split('.').map(str::parse::<u32>);

@@ -31,7 +31,7 @@ fn table(text: &str) -> HashMap<String, u64> {
 }
 
 /// The lines of a pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
-fn pressure(text: &str) -> Option<api::PressureStats> {
+pub fn pressure(text: &str) -> Option<api::PressureStats> {
     let line = |kind: &str| {
         let values = text.lines().find_map(|line| line.strip_prefix(kind))?;
         let value = |key: &str| values.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));

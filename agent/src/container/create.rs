@@ -54,6 +54,7 @@ pub async fn run(
     let rootfs = Rootfs::new(&environment.run, id);
     let mut launched = None;
     let steps = async {
+        environment.memory.follow(&environment.cgroups, &environment.children).await?;
         cgroup.apply(&spec.limits, Writer::Caller).await?;
         cgroup.limit_devices(&spec.device_rules)?;
         let joined = join::resolve(environment, registry, spec).await?;

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use crate::cgroup::{CgroupError, CgroupParent};
 use crate::environment::{Environment, EnvironmentError};
 use crate::logger::{self, Destination};
+use crate::memory::Share;
 use crate::rootfs::Disks;
 use crate::sys::{self, mount};
 
@@ -56,14 +57,16 @@ fn step<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> BootEr
 /// From the kernel's hands to an agent that can serve.
 pub fn prepare() -> Result<Environment, BootError> {
     leave_initramfs()?;
-    let filesystems: [(&CStr, &CStr, &CStr, u64); 4] = [
-        (c"proc", c"/proc", c"proc", NOSUID | NOEXEC | NODEV),
-        (c"sysfs", c"/sys", c"sysfs", NOSUID | NOEXEC | NODEV),
-        (c"tmpfs", c"/run", c"tmpfs", NOSUID),
-        (c"cgroup2", c"/sys/fs/cgroup", c"cgroup2", NOSUID | NOEXEC | NODEV),
+    let filesystems: [(&CStr, &CStr, u64, Option<&CStr>); 4] = [
+        (c"proc", c"/proc", NOSUID | NOEXEC | NODEV, None),
+        (c"sysfs", c"/sys", NOSUID | NOEXEC | NODEV, None),
+        (c"tmpfs", c"/run", NOSUID, None),
+        // A container that may write to its cgroup, a privileged one, does not change the limits of that cgroup itself.
+        (c"cgroup2", c"/sys/fs/cgroup", NOSUID | NOEXEC | NODEV, Some(c"nsdelegate")),
     ];
-    for (source, target, kind, flags) in filesystems {
-        mount::mount(source, target, Some(kind), flags).map_err(step("mount the guest's file systems"))?;
+    for (kind, target, flags, options) in filesystems {
+        mount::mount_with(kind, target, Some(kind), flags, options)
+            .map_err(step("mount the guest's file systems"))?;
     }
     mount::mount(c"none", c"/", None, libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY)
         .map_err(step("make the root read-only"))?;
@@ -77,7 +80,9 @@ pub fn prepare() -> Result<Environment, BootError> {
         log::warn!("cannot bring the loopback interface up: {error}");
     }
     let cgroups = prepare_cgroups()?;
-    Ok(Environment::prepare(Path::new("/run/hull"), cgroups, Disks::Virtio)?)
+    let memory = Share::begin(&cgroups)?;
+    let environment = Environment::prepare(Path::new("/run/hull"), cgroups, Disks::Virtio)?;
+    Ok(Environment { memory, ..environment })
 }
 
 /// Moves the agent onto a tmpfs that becomes the root mount.

@@ -219,14 +219,15 @@ fn users(linux: &schema::Linux, namespaces: &Namespaces) -> Result<Option<IdMapp
 }
 
 fn refuse_unsupported(linux: &schema::Linux) -> Result<(), SpecError> {
-    let present = [
-        ("linux.netDevices", !linux.net_devices.is_empty()),
-        ("linux.memoryPolicy", linux.memory_policy.is_some()),
-    ];
-    match present.iter().find(|(_, present)| *present) {
-        Some((field, _)) => Err(SpecError::unsupported(field, "not supported by this agent")),
-        None => Ok(()),
+    if !linux.net_devices.is_empty() {
+        const WHY: &str = "a network device of the host cannot move into a VM; one in the pod's network namespace is joined to it";
+        return Err(SpecError::unsupported("linux.netDevices", WHY));
     }
+    if linux.memory_policy.is_some() {
+        const WHY: &str = "a VM has one memory node, so there is none to choose";
+        return Err(SpecError::unsupported("linux.memoryPolicy", WHY));
+    }
+    Ok(())
 }
 
 impl DeviceNode {

@@ -115,11 +115,12 @@ impl Limits {
     }
 
     fn cpu(&mut self, cpu: &schema::Cpu) -> Result<(), SpecError> {
-        if cpu.realtime_runtime.is_some_and(|runtime| runtime != 0) {
-            return Err(SpecError::unsupported(
-                "linux.resources.cpu.realtimeRuntime",
-                "cgroup v2 cannot limit it",
-            ));
+        let realtime = [
+            ("linux.resources.cpu.realtimeRuntime", cpu.realtime_runtime.is_some_and(|runtime| runtime != 0)),
+            ("linux.resources.cpu.realtimePeriod", cpu.realtime_period.is_some_and(|period| period != 0)),
+        ];
+        if let Some((field, _)) = realtime.into_iter().find(|(_, given)| *given) {
+            return Err(SpecError::unsupported(field, "cgroup v2 cannot limit it"));
         }
         if !cpu.cpus.is_empty() {
             self.push("cpuset.cpus", cpu.cpus.clone());

@@ -340,6 +340,7 @@ pub struct Cpu {
     pub period: Option<u64>,
     pub idle: Option<i64>,
     pub realtime_runtime: Option<i64>,
+    pub realtime_period: Option<u64>,
     #[serde(default)]
     pub cpus: String,
     #[serde(default)]

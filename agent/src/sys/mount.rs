@@ -177,10 +177,22 @@ pub fn map_ids(fd: BorrowedFd<'_>, depth: Depth, user: BorrowedFd<'_>) -> nix::R
 
 /// mount(2), for the few things it says more simply than the API above.
 pub fn mount(source: &CStr, target: &CStr, kind: Option<&CStr>, flags: u64) -> nix::Result<()> {
+    mount_with(source, target, kind, flags, None)
+}
+
+/// The same with options of the file system, separated by commas.
+pub fn mount_with(
+    source: &CStr,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: u64,
+    options: Option<&CStr>,
+) -> nix::Result<()> {
     let kind = kind.map_or(ptr::null(), CStr::as_ptr);
-    // SAFETY: NUL-terminated strings or null; the data argument is null.
+    let options = options.map_or(ptr::null(), CStr::as_ptr);
+    // SAFETY: NUL-terminated strings or null; the file systems that are mounted here take text as data.
     check(libc::c_long::from(unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, ptr::null())
+        libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, options.cast())
     }))?;
     Ok(())
 }

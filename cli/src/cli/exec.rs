@@ -19,6 +19,9 @@ pub struct ExecArgs {
     /// The environment, added to the container's.
     #[command(flatten)]
     pub environment: EnvArgs,
+    /// Give the process every capability; devices, hidden paths and the system call filter stay the container's
+    #[arg(long)]
+    pub privileged: bool,
     /// Working directory of the process
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,

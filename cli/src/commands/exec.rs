@@ -14,7 +14,7 @@ use crate::error::CliError;
 use crate::paths;
 use crate::run::{self, End, Session, Signals, exit_byte};
 use crate::spec::user::{Database, Identity};
-use crate::spec::{self, ExecRequest, Terminal, env};
+use crate::spec::{self, ExecRequest, Privileges, Terminal, env};
 use crate::state::{Container, random_hex};
 use crate::streams::{Fifos, Logs, Streams, Wanted};
 use crate::terminal::{self, RawTerminal};
@@ -35,6 +35,7 @@ pub fn exec(global: &Global, args: &ExecArgs) -> Result<u8, CliError> {
         environment,
         workdir: args.workdir.as_deref(),
         terminal: if args.tty { Terminal::Sized(terminal::window_size()) } else { Terminal::None },
+        privileges: if args.privileged { Privileges::All } else { Privileges::Usual },
     };
     let process = spec::exec(&first_process(&container)?, request)?;
     let runtime = engine::runtime()?;

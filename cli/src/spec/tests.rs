@@ -177,6 +177,7 @@ fn exec_inherits_and_changes() {
         environment: vec![Change::Set("B=2".into())],
         workdir: None,
         terminal: Terminal::None,
+        privileges: Privileges::Usual,
     };
     let process = exec(first, plain.clone()).unwrap();
     assert_eq!(process.args().as_ref().unwrap(), &["ls"]);
@@ -188,7 +189,12 @@ fn exec_inherits_and_changes() {
     let user = Identity { uid: 1000, gid: 7, groups: vec![7], home: "/home/u".to_owned() };
     let process = exec(
         first,
-        ExecRequest { identity: Some(user), workdir: Some("/tmp"), terminal: Terminal::Sized(None), ..plain },
+        ExecRequest {
+            identity: Some(user.clone()),
+            workdir: Some("/tmp"),
+            terminal: Terminal::Sized(None),
+            ..plain.clone()
+        },
     )
     .unwrap();
     assert_eq!((process.user().uid(), process.user().gid()), (1000, 7));
@@ -197,6 +203,16 @@ fn exec_inherits_and_changes() {
     let capabilities = process.capabilities().as_ref().unwrap();
     assert!(capabilities.effective().as_ref().unwrap().is_empty());
     assert_eq!(capabilities.bounding(), first.capabilities().as_ref().unwrap().bounding());
+
+    // Root holds every capability, another user may come to; what else bounds the container bounds this process.
+    let privileged = ExecRequest { privileges: Privileges::All, ..plain };
+    for (identity, held) in [(None, 41), (Some(user), 0)] {
+        let process = exec(first, ExecRequest { identity, ..privileged.clone() }).unwrap();
+        let capabilities = process.capabilities().as_ref().unwrap();
+        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 41);
+        assert_eq!(capabilities.effective().as_ref().unwrap().len(), held);
+        assert_eq!(process.no_new_privileges(), first.no_new_privileges());
+    }
 }
 
 proptest! {

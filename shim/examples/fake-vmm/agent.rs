@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio as Pipe};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,6 +44,7 @@ pub struct FakeAgent {
     fault: Fault,
     control: Arc<Channel>,
     processes: Arc<Mutex<HashMap<Key, Process>>>,
+    events: Arc<AtomicUsize>,
 }
 
 fn refuse<T>(code: Code, message: &str) -> ttrpc::Result<T> {
@@ -51,7 +53,7 @@ fn refuse<T>(code: Code, message: &str) -> ttrpc::Result<T> {
 
 impl FakeAgent {
     pub fn new(fault: Fault, control: Arc<Channel>) -> Self {
-        Self { fault, control, processes: Arc::default() }
+        Self { fault, control, processes: Arc::default(), events: Arc::default() }
     }
 
     fn prepare(&self, key: Key, process: serde_json::Value, stdio: &api::Stdio) {
@@ -371,6 +373,20 @@ impl Agent for FakeAgent {
         self.fault.at("usage");
         let memory = api::MemoryStats { usage_bytes: 4096, ..Default::default() };
         Ok(api::ContainerStatsResponse { memory: Some(memory).into(), ..Default::default() })
+    }
+
+    async fn next_event(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestEvent> {
+        if self.fault != Fault::Flood {
+            std::future::pending::<()>().await;
+        }
+        let mut event = api::GuestEvent::new();
+        match self.events.fetch_add(1, Ordering::Relaxed) % 4 {
+            0 => event.set_oom_kill("web".to_owned()),
+            1 => event.set_memory_pressure(api::MemoryPressure::new()),
+            2 => event.set_oom_kill("../no container\n".to_owned()),
+            _ => {}
+        }
+        Ok(event)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {

@@ -67,6 +67,8 @@ pub enum Fault {
     Panic,
     /// The guest never comes up.
     Silent,
+    /// The guest tells of events as fast as it can, most of them nonsense.
+    Flood,
     /// Once asked what a container uses, this process takes more memory than a test would allow it.
     Greedy,
 }
@@ -109,6 +111,7 @@ impl Fault {
             "refuse-boot" => Self::RefuseBoot,
             "panic" => Self::Panic,
             "silent" => Self::Silent,
+            "flood" => Self::Flood,
             "greedy" => Self::Greedy,
             other => Self::DieAt(known(other)),
         }

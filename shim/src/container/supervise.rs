@@ -1,9 +1,10 @@
 //! Waits for processes to end, and tells everybody in the right order: output, record, OOM, exit, waiters.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
+use containerd_shim_protos::events::task::TaskExit;
 
 use super::{Container, Kind};
 use crate::events::Event;
@@ -84,10 +85,8 @@ pub(super) fn record_and_announce(container: &Container, exit: Exit) {
     if let Err(error) = record.write(&container.bundle) {
         log::error!(container:% = container.id; "the exit cannot be recorded: {error}");
     }
-    if exit.oom_killed {
-        let mut event = TaskOOM::new();
-        event.container_id.clone_from(&container.id);
-        container.events.send(Event::Oom(event));
+    if exit.oom_killed && !container.oom_told.load(Ordering::Relaxed) {
+        container.tell_oom();
     }
     announce(container, &container.init, exit);
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use hull_protocol::agent::ANSWER_DEADLINE;
 use hull_protocol::agent::api::agent::{
     ConfigureNetworkRequest, ConfigurePodRequest, ContainerRequest, ContainerStatsResponse,
-    CreateContainerRequest, CreateExecRequest, ExitStatus, InfoRequest, InfoResponse, OnlineCpusRequest,
-    ProcessRequest, ResizeTerminalRequest, ShutdownRequest, SignalProcessRequest, SlotRequest,
-    UpdateContainerRequest,
+    CreateContainerRequest, CreateExecRequest, Empty, ExitStatus, GuestEvent, InfoRequest, InfoResponse,
+    OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, ShutdownRequest, SignalProcessRequest,
+    SlotRequest, UpdateContainerRequest,
 };
 use hull_protocol::agent::api::agent_ttrpc::AgentClient;
 use tokio::net::UnixStream;
@@ -230,6 +230,12 @@ impl Agent {
         let request = OnlineCpusRequest { count: count.into(), ..OnlineCpusRequest::default() };
         let answer = self.client.online_cpus(Context::default(), &request);
         self.call("OnlineCpus", Some(DEADLINE), answer).await.map(drop)
+    }
+
+    /// Waits for what happens in the guest unasked. One caller at a time.
+    pub async fn next_event(&self) -> Result<GuestEvent, AgentError> {
+        let nothing = Empty::new();
+        self.call("NextEvent", None, self.client.next_event(Context::default(), &nothing)).await
     }
 
     /// Ends the guest in good order. The VM's end is the answer as good as any other.

@@ -10,7 +10,7 @@ use hull_protocol::agent::is_valid_id;
 
 use super::{
     Abandon, Abandoned, Booting, BrokerError, Export, Host, Journal, PlugError, Pod, PodState, Ports,
-    PowerOff, RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec, room,
+    PowerOff, RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec, news, room,
 };
 use crate::container::{Container, Ending, Kind, SandboxEnd, own_record, shim_record, supervise_init};
 use crate::error::TaskError;
@@ -134,7 +134,7 @@ impl Pod {
     }
 
     /// A container with a VM of its own.
-    async fn build_alone(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
+    async fn build_alone(self: &Arc<Self>, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
         let Order { request, bundle, mut document, abandoned } = order;
         let (shape, hostname) = (document.shape(&self.config)?, document.hostname());
         let (network, sysctls) = (document.network()?, document.take_network_sysctls()?);
@@ -181,7 +181,10 @@ impl Pod {
     }
 
     /// The VM of a pod whose containers come later. The sandbox's own root file system and mounts are not used.
-    async fn build_sandbox(&self, order: Order<'_>) -> Result<(Container, Supervision), TaskError> {
+    async fn build_sandbox(
+        self: &Arc<Self>,
+        order: Order<'_>,
+    ) -> Result<(Container, Supervision), TaskError> {
         let Order { request, bundle, mut document, abandoned } = order;
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
@@ -260,11 +263,18 @@ impl Pod {
         Issued { sandbox: sandbox.init.pid(), containers }
     }
 
-    async fn boot(&self, spec: VmSpec, bundle: &Path, abandoned: &Abandoned) -> Result<Arc<Vm>, TaskError> {
+    async fn boot(
+        self: &Arc<Self>,
+        spec: VmSpec,
+        bundle: &Path,
+        abandoned: &Abandoned,
+    ) -> Result<Arc<Vm>, TaskError> {
         let record = own_record(vec![self.sockets.task.clone(), self.sockets.streams.clone()]);
         let journal = Journal::new(bundle.to_owned(), record);
         let booting = Booting::prepare(spec, &self.config, journal, abandoned).await?;
-        Ok(Arc::new(booting.boot(abandoned).await?))
+        let vm = Arc::new(booting.boot(abandoned).await?);
+        tokio::spawn(news::follow(Arc::downgrade(self), vm.agent.clone()));
+        Ok(vm)
     }
 }
 

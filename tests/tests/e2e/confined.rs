@@ -91,3 +91,30 @@ fn a_privileged_container_owns_its_vm() {
     assert_eq!(said, "CapEff:0000000000000000\nCapBnd:000001ffffffffff\nSeccomp:2\n");
     hull.left_nothing();
 }
+
+/// As with docker: the capabilities, and nothing else. The filter, the read-only paths and the devices are the container's.
+#[test]
+fn a_privileged_exec_has_the_capabilities_alone() {
+    let hull = Hull::new();
+    let id = hull.detached(&["--cap-drop", "ALL"], "busybox", &["sleep", "1000"]);
+    let says = |options: &[&str], script: &str| {
+        hull.run([&["exec"], options, &[id.as_str(), "sh", "-c", script]].concat())
+    };
+    const SETS: &str = "grep -E '^(CapEff|CapBnd|Seccomp):' /proc/self/status | tr -d '\\t'";
+    let all = "CapBnd:000001ffffffffff\nSeccomp:2\n";
+    assert_eq!(says(&[], SETS).out, "CapEff:0000000000000000\nCapBnd:0000000000000000\nSeccomp:2\n");
+    assert_eq!(says(&["--privileged"], SETS).out, format!("CapEff:000001ffffffffff\n{all}"));
+    assert_eq!(says(&["--privileged", "-u", "1000"], SETS).out, format!("CapEff:0000000000000000\n{all}"));
+    // What the capabilities are for, where nothing else stands in the way.
+    let link = "ip link add hull0 type dummy && ip link del hull0 && echo made";
+    assert_ne!(says(&[], link).code, 0);
+    assert_eq!(says(&["--privileged"], link).out, "made\n");
+    let said = says(&["--privileged"], "mount -t tmpfs none /tmp");
+    assert!(said.code != 0 && said.err.contains("permission denied"), "{said:?}");
+    let said = says(&["--privileged"], "echo 1 > /proc/sys/vm/overcommit_memory");
+    assert!(said.code != 0 && said.err.contains("Read-only file system"), "{said:?}");
+    // The next exec has what the container has.
+    assert_eq!(says(&[], SETS).out, "CapEff:0000000000000000\nCapBnd:0000000000000000\nSeccomp:2\n");
+    hull.ok(["rm", "-f", &id]);
+    hull.left_nothing();
+}

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hull_tests::containerd::{Containerd, RUNTIME, busybox};
 use hull_tests::eventually;
@@ -212,6 +213,46 @@ fn a_background_container_from_start_to_end() {
     drop(events);
     containerd.ok(["container", "rm", "web"]);
     fs::remove_file(log).unwrap();
+    containerd.left_nothing();
+}
+
+/// The OOM killer takes one process of a container that goes on: that is told when it happens, and once.
+#[test]
+fn an_oom_kill_is_told_at_once() {
+    let containerd = Containerd::start();
+    let mut events = containerd.events();
+    // 60 MB in one process's memory: more than it may have, and less than there is.
+    let script = "tail -c 60m /dev/zero; exec sleep 1000";
+    containerd.detached(&["--memory-limit", "33554432"], "eater", &["sh", "-c", script]);
+    assert_eq!(events.until("/tasks/oom", "eater"), ["create", "start", "oom"]);
+    assert_eq!(containerd.status("eater"), "RUNNING");
+    containerd.ok(["task", "kill", "-s", "SIGKILL", "eater"]);
+    containerd.becomes("eater", "STOPPED");
+    assert_eq!(containerd.exit_code("eater"), 137);
+    assert_eq!(events.until("/tasks/delete", "eater"), ["create", "start", "oom", "exit", "delete"]);
+    drop(events);
+    containerd.ok(["container", "rm", "eater"]);
+    containerd.left_nothing();
+}
+
+#[test]
+fn the_clock_is_right_after_a_pause() {
+    let containerd = Containerd::start();
+    containerd.detached(&[], "clock", &["sleep", "1000"]);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let check = |when: &str| {
+        let before = now();
+        let said = containerd.ok(["task", "exec", "--exec-id", when, "clock", "date", "+%s"]);
+        let (guest, after): (u64, u64) = (said.trim().parse().unwrap(), now());
+        // Within a second, and within how long it took to ask.
+        assert!((before - 1..=after + 1).contains(&guest), "{when}: {guest} is not in {before}..{after}");
+    };
+    check("before");
+    containerd.ok(["task", "pause", "clock"]);
+    std::thread::sleep(Duration::from_secs(7));
+    containerd.ok(["task", "resume", "clock"]);
+    check("after");
+    containerd.remove("clock");
     containerd.left_nothing();
 }
 

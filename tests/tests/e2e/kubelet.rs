@@ -215,6 +215,25 @@ fn limits_hold_are_changed_and_tell() {
     containerd.left_nothing();
 }
 
+/// No limit holds the greedy one: what runs out is the memory of the guest.
+#[test]
+fn memory_that_runs_out_costs_the_one_that_took_it() {
+    let containerd = Containerd::for_pods();
+    let pod = Pod::run(&containerd, "eater", NamespaceMode::CONTAINER);
+    let other = pod.container("other", 0, "sleep 1000", &[]);
+    // More than containers may have together, and less than the kernel refuses at once.
+    let eat = "exec dd if=/dev/zero of=/dev/null bs=460M count=1";
+    for attempt in 0..2 {
+        let greedy = pod.container("greedy", attempt, eat, &[]);
+        assert_eq!(pod.exited(&greedy), 137, "attempt {attempt}");
+        assert_eq!(pod.status(&greedy).reason, "OOMKilled", "attempt {attempt}");
+        // The agent makes processes and containers as before.
+        assert_eq!(pod.says(&other, "echo alive"), "alive\n");
+    }
+    pod.end();
+    containerd.left_nothing();
+}
+
 #[test]
 fn a_debugging_container_sees_its_targets_processes() {
     let containerd = Containerd::for_pods();

@@ -7,6 +7,7 @@ use super::{Actor, Event, Existence, Freezer, answer, report};
 use crate::cgroup::Writer;
 use crate::container::handle::{Reply, Target};
 use crate::container::process::State;
+use crate::environment::Environment;
 use crate::error::Error;
 use crate::launch::Kept;
 use crate::spec::Limits;
@@ -70,11 +71,16 @@ impl Actor {
             Ok(cgroup) => cgroup.clone(),
             Err(error) => return answer(reply, Err(error)),
         };
-        let (updates, children) = (self.updates.clone(), self.environment.children.clone());
+        let (updates, environment) = (self.updates.clone(), self.environment.clone());
         tokio::spawn(async move {
             let _turn = updates.lock().await;
-            let result = cgroup.apply(&limits, Writer::Helper(&children)).await;
-            answer(reply, result.map_err(Error::from));
+            let Environment { memory, cgroups, children, .. } = &*environment;
+            let result = async {
+                // What it gets now may have come with memory that the guest got before.
+                memory.follow(cgroups, children).await?;
+                cgroup.apply(&limits, Writer::Helper(children)).await
+            };
+            answer(reply, result.await.map_err(Error::from));
         });
     }
 

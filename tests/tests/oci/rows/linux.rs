@@ -97,7 +97,7 @@ fn namespaces() -> Vec<Row> {
             // Of an earlier runtime that left it here it is as good.
             let _ = std::process::Command::new("ip").args(["link", "add", "hullrow0", "type", "dummy"]).output();
         })
-        .remark("the pod's network is configured by typed requests; runc before 1.4 ignores it"),
+        .remark("refused: a network device of the host cannot move into a VM; one in the pod's network namespace is joined to it. runc before 1.4 ignores the field"),
     ]
 }
 
@@ -344,6 +344,13 @@ fn others() -> Vec<Row> {
             &[],
             vec![Is("/mempolicy", json!([2, 1]))],
         ),
+        row(
+            "windows, solaris, zos, freebsd",
+            json!({"windows": {"layerFolders": ["c:"]}, "solaris": {"milestone": "x"}, "zos": {}, "freebsd": {"jail": {}}}),
+            &[],
+            vec![],
+        )
+        .remark("ignored: of other platforms"),
         row("vm, hooks left empty", json!({"vm": {"kernel": {"path": "/x"}}, "hooks": {}}), &[], vec![])
             .remark("the shim chooses kernel and hypervisor"),
         row(

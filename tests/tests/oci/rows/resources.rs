@@ -67,6 +67,13 @@ pub fn rows() -> Vec<Row> {
             vec![Probe("read:/sys/fs/cgroup/cpu.idle", json!("1"))],
         ),
         row(
+            "resources.cpu: realtimeRuntime, realtimePeriod",
+            resources(&json!({"cpu": {"realtimeRuntime": 950_000, "realtimePeriod": 1_000_000}})),
+            &[],
+            vec![Refused("realtimeRuntime")],
+        )
+        .remark("cgroup v2 has no such control"),
+        row(
             "resources.cpu: cpus, mems",
             resources(&json!({"cpu": {"cpus": "0", "mems": "0"}})),
             &["read:/sys/fs/cgroup/cpuset.cpus", "read:/sys/fs/cgroup/cpuset.mems"],
