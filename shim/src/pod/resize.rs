@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hull_protocol::vmm::{HotplugStats, Request};
 
-use super::{AgentError, MonitorError, Vm};
+use super::{AgentError, Monitor, MonitorError, Vm};
 use crate::config::{Resize, VmDefaults};
 use crate::spec::VmShape;
 
@@ -137,7 +137,20 @@ impl Size {
     }
 }
 
+/// Reserves the address space for the memory that may come, while the VM is being described.
+pub async fn reserve(monitor: &Monitor, size: VmShape, room: VmShape) -> Result<(), MonitorError> {
+    match room.memory_mib - size.memory_mib {
+        0 => Ok(()),
+        mib => monitor.request(Request::ReserveHotplugMemory { mib }, Vec::new()).await,
+    }
+}
+
 impl Vm {
+    /// How large it is.
+    pub fn size(&self) -> &Size {
+        &self.size
+    }
+
     /// Gives it another size, between what it began with and its room. What cannot be had is undone, as far as the guest lets it.
     pub async fn resize(&self, to: VmShape) -> Result<(), ResizeError> {
         let size = self.size();

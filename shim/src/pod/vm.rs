@@ -25,7 +25,7 @@ use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
 use super::{
     Abandoned, Agent, AgentError, Artifacts, Broker, Disk, Export, Journal, Monitor, MonitorError,
-    RootfsNames, Size, jail,
+    RootfsNames, Size, jail, resize,
 };
 use crate::cgroup::{CgroupPath, CgroupRecord};
 use crate::config::{Config, FreeMemory};
@@ -107,7 +107,7 @@ pub struct Vm {
     pub streams: Streams,
     /// What the boot took, where the monitor could say.
     pub boot: Option<BootRecord>,
-    size: Size,
+    pub(super) size: Size,
     broker: Option<Broker>,
     /// Of each disk.
     disk_limits: RateLimits,
@@ -248,10 +248,7 @@ impl Booting {
             };
             let fds = [kvm, kernel, initramfs, console].map(OwnedFd::from).into();
             monitor.request(Request::Machine(machine), fds).await?;
-            let further = spec.room.memory_mib - spec.size.memory_mib;
-            if further > 0 {
-                monitor.request(Request::ReserveHotplugMemory { mib: further }, Vec::new()).await?;
-            }
+            resize::reserve(&monitor, spec.size, spec.room).await?;
             for disk in spec.disks {
                 let Disk { config, fds } = disk.limited(config.limits.disk);
                 monitor.request(Request::AddDisk(config), fds).await?;
@@ -381,11 +378,6 @@ impl Vm {
             Some(keeper) => keeper.settle().await,
             None => Ok(()),
         }
-    }
-
-    /// How large it is.
-    pub fn size(&self) -> &Size {
-        &self.size
     }
 
     /// What the shim has changed in the pod's network namespace.
