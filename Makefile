@@ -23,8 +23,8 @@ lint: ## Formatting, clippy, licences
 bench: ## The tables of docs/benchmarks.md, measured here; PEER=path starts a Firecracker beside the monitor
 	$(XTASK) bench $(if $(PEER),--peer '$(PEER)')
 
-soak: ## Ten thousand containers from one agent: its memory, descriptors, mounts and cgroups must not grow
-	$(XTASK) soak
+soak: ## Containers, pods, execs and output by the thousand, hours of it: nothing is left, nothing grows; ONLY= picks parts, PERCENT= takes less
+	$(XTASK) soak $(if $(ONLY),--only $(ONLY)) $(if $(PERCENT),--percent $(PERCENT)) $(if $(AT_ONCE),--at-once $(AT_ONCE))
 
 clean: ## Remove what was built, except the cached guest kernel
 	cargo clean

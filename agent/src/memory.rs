@@ -34,8 +34,7 @@ impl Memory {
     /// What containers may take together, in a guest that runs nothing but its agent: never less than three quarters of what is
     /// there.
     fn share_of_containers(self) -> u64 {
-        let kept = KEPT.saturating_add(self.total / 256);
-        self.available - kept.min(self.available / 4)
+        self.available - KEPT.min(self.available / 4)
     }
 }
 
@@ -117,7 +116,7 @@ mod tests {
         let share = |total: u64, available: u64| {
             Memory { total: total * MIB, available: available * MIB }.share_of_containers() / MIB
         };
-        assert_eq!((share(512, 480), share(64, 40), share(8192, 8000)), (454, 30, 7944));
+        assert_eq!((share(512, 480), share(64, 40), share(8192, 8000)), (456, 30, 7976));
     }
 
     #[test]

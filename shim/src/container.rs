@@ -31,6 +31,8 @@ use crate::spec::Limits;
 /// How long an init may take to be gone after SIGKILL, its output delivered. docker gives ten seconds to all of it, and then
 /// kills what it takes for the process by itself.
 const KILL_DEADLINE: Duration = Duration::from_secs(8);
+/// The same where other containers share the VM, which they would lose.
+const KILL_DEADLINE_SHARED: Duration = Duration::from_secs(30);
 
 /// Whether a process has a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,11 +253,10 @@ impl Container {
             end.signal(signal);
             return Ok(());
         }
-        if signal == libc::SIGKILL.unsigned_abs()
-            && process.exec.is_none()
-            && matches!(self.kind, Kind::Alone)
-        {
-            tokio::spawn(insist(Arc::clone(&process), Arc::clone(&self.vm)));
+        if signal == libc::SIGKILL.unsigned_abs() && process.exec.is_none() {
+            let alone = matches!(self.kind, Kind::Alone);
+            let deadline = if alone { KILL_DEADLINE } else { KILL_DEADLINE_SHARED };
+            tokio::spawn(insist(Arc::clone(&process), Arc::clone(&self.vm), deadline));
         }
         let request = SignalProcessRequest {
             container_id: self.id.clone(),
@@ -434,8 +435,8 @@ impl Container {
 }
 
 /// Sees to it that a SIGKILL is the end of a container also where its guest does not answer: then the VM's end is.
-async fn insist(init: Arc<Process>, vm: Arc<Vm>) {
-    if tokio::time::timeout(KILL_DEADLINE, init.exited()).await.is_ok() {
+async fn insist(init: Arc<Process>, vm: Arc<Vm>, deadline: Duration) {
+    if tokio::time::timeout(deadline, init.exited()).await.is_ok() {
         return;
     }
     log::warn!(container:% = init.container; "outlives SIGKILL: its VM is ended");

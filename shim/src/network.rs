@@ -58,6 +58,9 @@ pub enum NetworkError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A namespace is entered by a thread of its own.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// The kernel refused a step.
     #[error("cannot {what}: {source}")]
     Kernel {
@@ -265,7 +268,14 @@ impl Redirections {
         if list.is_empty() {
             return Ok(());
         }
-        namespace.run(move |socket| remove_all(socket, &list)).await.map_err(io::Error::other)
+        let list = Arc::new(list);
+        let there = Arc::clone(&list);
+        match namespace.run(move |socket| remove_all(socket, &there)).await {
+            // Nothing may be left for want of one.
+            Err(NetworkError::Thread(_)) => namespace.run_here(|socket| remove_all(socket, &list)),
+            other => other,
+        }
+        .map_err(io::Error::other)
     }
 }
 
@@ -308,7 +318,7 @@ impl NetworkRecord {
         if namespace.identity().ok() != Some((self.device, self.inode)) {
             return Ok(());
         }
-        namespace.run_blocking(move |socket| self.sweep(socket))
+        namespace.run_here(|socket| self.sweep(socket))
     }
 
     /// Tries every link, and reports the first error.

@@ -12,7 +12,7 @@ use hull_shim::client::{Code, Process, Reach, TaskClient};
 use hull_shim::record::{ExitRecord, Record, ShimRecord};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Pod, soon};
+use support::{PATIENCE, Pod, soon};
 
 const SANDBOX: Process<'static> = Process { container: "pod", exec: "" };
 
@@ -129,6 +129,26 @@ async fn the_death_of_the_vm_is_the_end_of_every_container() {
     assert_eq!(error.code(), Some(Code::FAILED_PRECONDITION));
     for id in ["two", "pod", "one"] {
         assert_eq!(soon(client.delete(Process::init(id))).await.unwrap().exit_status, 137, "{id}");
+    }
+    soon(client.shutdown("pod")).await.unwrap();
+    pod.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_answer_sigkill_loses_its_vm() {
+    let pod = Pod::sandbox("pod");
+    let (client, vm) = running(&pod).await;
+    let web = Process::init("web");
+    soon(client.create(&pod.member("web", &["sleep", "1000"]))).await.unwrap();
+    soon(client.start(web)).await.unwrap();
+    // Agent and monitor are one process here.
+    kill(Pid::from_raw(i32::try_from(vm).unwrap()), Signal::SIGSTOP).unwrap();
+    let ended = async { tokio::join!(client.kill(web, 9, Reach::Process), client.wait(web)) };
+    let (_, exit) = tokio::time::timeout(2 * PATIENCE, ended).await.unwrap();
+    assert_eq!(exit.unwrap().exit_status, 137);
+    assert_eq!(soon(client.wait(SANDBOX)).await.unwrap().exit_status, 137);
+    for id in ["web", "pod"] {
+        soon(client.delete(Process::init(id))).await.unwrap();
     }
     soon(client.shutdown("pod")).await.unwrap();
     pod.assert_nothing_left();

@@ -15,6 +15,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 #[path = "../../vmm/tests/support/control.rs"]
 mod control;
+mod io;
 mod memory;
 mod monitor;
 #[path = "../../vmm/tests/support/tap.rs"]
@@ -32,9 +33,14 @@ fn main() {
             returned(&Hull::new(), &mut table);
             table.print();
         }
+        ["io"] => {
+            let mut table = Table::default();
+            io::rows(&mut table);
+            table.print();
+        }
         ["monitor"] => monitor::run(None),
         ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
-        _ => panic!("usage: hull-bench [memory | monitor [--peer FIRECRACKER]]"),
+        _ => panic!("usage: hull-bench [memory | io | monitor [--peer FIRECRACKER]]"),
     }
 }
 
@@ -47,6 +53,7 @@ fn containers() {
     idle(&hull, &mut table);
     returned(&hull, &mut table);
     hull.left_nothing();
+    io::rows(&mut table);
     // runc changes how the host's cgroups are mounted: from here on the host is not what it was.
     beside_runc(&Hull::new(), &mut table);
     pull(&mut table);
@@ -137,6 +144,17 @@ fn idle(hull: &Hull, table: &mut Table) {
     let (outside, inside) = memory::split(monitor, guest_bytes);
     table.alone("private memory of hull-vmm besides guest memory", format!("{} KiB", outside.private));
     table.alone("private memory of the shim", format!("{} KiB", memory::whole(shim).private));
+    // The pages of a program's file count as private while one process has them.
+    let another = hull.detached(&["-m", "384m"], "busybox", &["sleep", "600"]);
+    table.alone(
+        "private memory of hull-vmm besides guest memory, beside another VM",
+        format!("{} KiB", memory::split(monitor, guest_bytes).0.private),
+    );
+    table.alone(
+        "private memory of the shim, beside another pod",
+        format!("{} KiB", memory::whole(shim).private),
+    );
+    hull.ok(["rm", "-f", &another]);
     table.alone(
         "PSS of shim and hull-vmm besides guest memory",
         format!("{} KiB", outside.pss + memory::whole(shim).pss),

@@ -98,7 +98,8 @@ impl Containerd {
         containerd
     }
 
-    fn run_daemon(&mut self) {
+    /// Starts the daemon, at first and after it was stopped.
+    pub fn run_daemon(&mut self) {
         let path = std::env::var("PATH").unwrap_or_default();
         let log = File::options().create(true).append(true).open(self.file("log")).unwrap();
         let daemon = Command::new(program("containerd"))
@@ -118,6 +119,11 @@ impl Containerd {
         eventually("containerd answers", || {
             (self.ctr(["version"]).output().unwrap().status.success()).then_some(())
         });
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
     }
 
     /// A file in its folder.

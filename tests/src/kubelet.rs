@@ -179,13 +179,24 @@ impl<'a> Pod<'a> {
         text.lines().map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect()
     }
 
-    /// Ends the pod and everything in it, as often as one likes.
+    /// What the shim wrote down about the pod.
+    pub fn shim_record(&self) -> serde_json::Value {
+        let bundle = self.containerd.file("state/io.containerd.runtime.v2.task/k8s.io").join(&self.id);
+        serde_json::from_slice(&fs::read(bundle.join("shim.json")).unwrap()).unwrap()
+    }
+
+    /// Ends the pod and everything in it, the logs too.
     pub fn end(self) {
+        self.take_down();
+        fs::remove_dir_all(self.containerd.file("hull-logs")).unwrap();
+    }
+
+    /// Ends the pod, as often as one likes; its logs stay.
+    pub fn take_down(&self) {
         let request = PodRequest { pod_sandbox_id: self.id.clone(), ..PodRequest::default() };
         for method in ["StopPodSandbox", "StopPodSandbox", "RemovePodSandbox", "RemovePodSandbox"] {
             let _: Empty = self.cri.ok(method, &request);
         }
-        fs::remove_dir_all(self.containerd.file("hull-logs")).unwrap();
     }
 }
 

@@ -89,6 +89,12 @@ impl Terminal {
         tcgetattr(&self.master).unwrap().local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
     }
 
+    /// Ends the program where it stands.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits for the program to end.
     pub fn wait(&mut self) -> ExitStatus {
         let start = std::time::Instant::now();

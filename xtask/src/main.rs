@@ -68,8 +68,18 @@ enum Command {
     },
     /// Writes the tables in docs/ that the tests of the OCI runtime check.
     OciTable,
-    /// Thousands of containers from one agent; minutes to an hour.
-    Soak,
+    /// Containers, pods, execs and output by the thousand; hours.
+    Soak {
+        /// Only this.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<test::soak::Part>,
+        /// How much of it, in percent.
+        #[arg(long, default_value_t = 100)]
+        percent: u32,
+        /// How many pods at a time.
+        #[arg(long, default_value_t = 20)]
+        at_once: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -92,7 +102,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Error> {
         Command::Test { only, filter } => return test::all(&only, filter.as_deref()),
         Command::Bench { peer } => return test::bench(peer.as_deref()),
         Command::OciTable => return test::oci::tables(),
-        Command::Soak => return test::oci::soak(),
+        Command::Soak { only, percent, at_once } => return test::soak::run(&only, percent, at_once),
     }
     Ok(ExitCode::SUCCESS)
 }

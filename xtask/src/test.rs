@@ -6,6 +6,7 @@
 mod jobs;
 pub mod oci;
 mod runner;
+pub mod soak;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -273,7 +274,7 @@ impl Engine {
 fn engines(module: &str) -> Vec<Option<Engine>> {
     let of = |variable, suite| Some(Engine { suite, variable });
     match module {
-        "cgroups" | "containerd" | "cri" | "kubelet" | "resize" => {
+        "cgroups" | "containerd" | "cri" | "kubelet" | "resize" | "restarts" => {
             vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")]
         }
         "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],

@@ -15,6 +15,9 @@ use tokio::sync::oneshot;
 
 use super::{NetworkError, kernel};
 
+/// A thread's stack: its work is a few messages.
+const STACK: usize = 256 << 10;
+
 /// A network namespace, held open.
 #[derive(Debug)]
 pub struct Namespace(File);
@@ -62,20 +65,23 @@ impl Namespace {
         on_a_thread(move || namespace.enter_and(work)).await
     }
 
-    /// The same, where there is nobody else to be held up.
-    pub fn run_blocking<T: Send>(
+    /// Does short work in the namespace on this thread, which comes back: where nobody is held up, or where no other thread
+    /// can be had.
+    pub fn run_here<T>(
         &self,
-        work: impl FnOnce(&Socket) -> Result<T, NetworkError> + Send,
+        work: impl FnOnce(&Socket) -> Result<T, NetworkError>,
     ) -> Result<T, NetworkError> {
-        std::thread::scope(|scope| {
-            let worker = scope.spawn(|| self.enter_and(work));
-            worker
-                .join()
-                .unwrap_or_else(|_| Err(failed("work in a network namespace")(io::ErrorKind::Other.into())))
-        })
+        let home = File::open("/proc/thread-self/ns/net").map_err(failed("find the way back"))?;
+        let result = self.enter_and(work);
+        if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
+            // Whatever this process did from here on, it would do to another's network.
+            log::error!("cannot leave the pod's network namespace: {error}");
+            std::process::abort();
+        }
+        result
     }
 
-    /// Only for threads that end afterwards.
+    /// Only for threads that end afterwards, or come back.
     fn enter_and<T>(&self, work: impl FnOnce(&Socket) -> Result<T, NetworkError>) -> Result<T, NetworkError> {
         setns(&self.0, CloneFlags::CLONE_NEWNET)
             .map_err(io::Error::from)
@@ -96,8 +102,9 @@ async fn on_a_thread<T: Send + 'static>(
     let (answer, answered) = oneshot::channel();
     std::thread::Builder::new()
         .name("netns".to_owned())
+        .stack_size(STACK)
         // Nobody may wait for the answer any more.
         .spawn(move || drop(answer.send(work())))
-        .map_err(failed("start a thread"))?;
+        .map_err(NetworkError::Thread)?;
     answered.await.unwrap_or_else(|_| Err(failed("work in a network namespace")(io::ErrorKind::Other.into())))
 }

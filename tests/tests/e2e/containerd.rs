@@ -51,12 +51,12 @@ fn layers_are_the_root_file_system_and_what_is_written_stays_in_them() {
 }
 
 /// A thin pool of the device mapper, on two files. What is in it goes with it.
-struct ThinPool(tempfile::TempDir);
+pub struct ThinPool(tempfile::TempDir);
 
 impl ThinPool {
     const NAME: &str = "hull-e2e-pool";
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::TempDir::with_prefix("hull-e2e-").unwrap();
         let script = "
             modprobe loop; modprobe dm_thin_pool
@@ -65,6 +65,16 @@ impl ThinPool {
             dmsetup create $0 --table \"0 $(blockdev --getsz $data) thin-pool $meta $data 128 0 1 skip_block_zeroing\"";
         Self::shell(folder.path(), script);
         Self(folder)
+    }
+
+    /// What containerd is told, for disks of this size.
+    pub fn configuration(&self, size: &str) -> String {
+        format!(
+            "[plugins.\"io.containerd.snapshotter.v1.devmapper\"]\n  pool_name = \"{}\"\n  root_path = \"{}\"\n  \
+             base_image_size = \"{size}\"\n  fs_type = \"ext4\"\n",
+            Self::NAME,
+            self.0.path().display()
+        )
     }
 
     fn shell(folder: &std::path::Path, script: &str) {
@@ -90,14 +100,7 @@ impl Drop for ThinPool {
 #[test]
 fn a_disk_is_the_root_file_system() {
     let pool = ThinPool::new();
-    let containerd = Containerd::with(|_| {
-        format!(
-            "[plugins.\"io.containerd.snapshotter.v1.devmapper\"]\n  pool_name = \"{}\"\n  root_path = \"{}\"\n  \
-             base_image_size = \"64MB\"\n  fs_type = \"ext4\"\n",
-            ThinPool::NAME,
-            pool.0.path().display()
-        )
-    });
+    let containerd = Containerd::with(|_| pool.configuration("64MB"));
     let script = "awk '$5 == \"/\"' /proc/self/mountinfo | grep -o ' - ext4'; cat /kept 2>/dev/null; echo kept >/kept; exit 5";
     let said = containerd.run_container(&["--snapshotter", "devmapper"], "disk", &["sh", "-c", script]);
     assert_eq!((said.code, said.out.as_str()), (5, " - ext4\n"), "{said:?}");
@@ -257,6 +260,43 @@ fn the_clock_is_right_after_a_pause() {
 }
 
 #[test]
+fn a_logger_takes_what_a_container_writes() {
+    let containerd = Containerd::start();
+    let (logger, log) = (containerd.file("hull-logger"), containerd.file("hull-test"));
+    // Ready when descriptor 5 is closed; called with the words of the address.
+    let script = "#!/bin/sh
+        echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1\" >\"$2.who\"
+        exec 5>&-
+        cat <&3 >\"$2.out\" &
+        cat <&4 >\"$2.err\"
+        wait";
+    fs::write(&logger, script).unwrap();
+    fs::set_permissions(&logger, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let address = format!("binary://{}?file={}", logger.display(), log.display());
+    let script = "seq 1 20000; echo err >&2; exit 3";
+    containerd.detached(&["--log-uri", &address], "web", &["sh", "-c", script]);
+    containerd.becomes("web", "STOPPED");
+    // The logger has ended when the task is deleted.
+    assert_eq!(containerd.exit_code("web"), 3);
+    let told = |ending: &str| fs::read_to_string(log.with_extension(ending)).unwrap();
+    assert_eq!(told("who"), "default web file\n");
+    let wanted: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    assert!(told("out") == wanted, "{} bytes", told("out").len());
+    assert_eq!(told("err"), "err\n");
+    containerd.ok(["container", "rm", "web"]);
+    // One that cannot be run is the run's error.
+    let address = format!("binary://{}", containerd.file("no-such-logger").display());
+    let said = containerd.run_container(&["-d", "--log-uri", &address], "none", &["true"]);
+    assert!(said.code != 0 && said.err.contains("no-such-logger"), "{said:?}");
+    containerd.run(["container", "rm", "none"]);
+    fs::remove_file(logger).unwrap();
+    for ending in ["who", "out", "err"] {
+        fs::remove_file(log.with_extension(ending)).unwrap();
+    }
+    containerd.left_nothing();
+}
+
+#[test]
 fn a_terminal_is_run_and_attached_to() {
     let containerd = Containerd::start();
     let command = containerd.ctr(["run", "--runtime", RUNTIME, "--rm", "-t", &busybox(), "tty", "sh"]);
@@ -311,37 +351,6 @@ fn a_folder_of_the_host_is_a_root_file_system() {
     assert_eq!(fs::read_to_string(folder.join("from-guest")).unwrap(), "written\n");
     fs::remove_dir_all(folder).unwrap();
     containerd.left_nothing();
-}
-
-#[test]
-fn containerd_comes_back_to_what_it_left() {
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let mut containerd = Containerd::start();
-        let log = containerd.file("hull-test.log");
-        let log_uri = format!("file://{}", log.display());
-        let script = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo line $i; sleep 1; done; exec sleep 1000";
-        containerd.detached(&["--log-uri", &log_uri], "web", &["sh", "-c", script]);
-        eventually("the first lines", || {
-            fs::read_to_string(&log).ok().filter(|text| text.contains("line 3\n"))
-        });
-        containerd.restart(signal);
-        assert_eq!(containerd.status("web"), "RUNNING", "{signal}");
-        assert_eq!(containerd.ok(["task", "exec", "--exec-id", "e", "web", "echo", "still"]), "still\n");
-        let wanted: String = (1..=20).map(|n| format!("line {n}\n")).collect();
-        eventually("the last line", || {
-            fs::read_to_string(&log).ok().filter(|text| text.contains("line 20\n"))
-        });
-        assert!(fs::read_to_string(&log).unwrap() == wanted, "output is lost");
-        let mut events = containerd.events();
-        containerd.ok(["task", "kill", "-s", "SIGKILL", "web"]);
-        containerd.becomes("web", "STOPPED");
-        assert_eq!(containerd.exit_code("web"), 137);
-        assert_eq!(events.until("/tasks/delete", "web"), ["exit", "delete"]);
-        drop(events);
-        containerd.ok(["container", "rm", "web"]);
-        fs::remove_file(&log).unwrap();
-        containerd.left_nothing();
-    }
 }
 
 #[test]

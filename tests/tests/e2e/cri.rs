@@ -148,11 +148,8 @@ fn the_death_of_the_vm_is_the_end_of_the_pod() {
     let containerd = Containerd::for_pods();
     let pod = Pod::run(&containerd, "mortal", NamespaceMode::CONTAINER);
     let ids = ["one", "two"].map(|name| pod.container(name, 0, "sleep 1000", &[]));
-    let record = fs::read(
-        containerd.file("state/io.containerd.runtime.v2.task/k8s.io").join(&pod.id).join("shim.json"),
-    );
-    let record: serde_json::Value = serde_json::from_slice(&record.unwrap()).unwrap();
-    let vmm = nix::unistd::Pid::from_raw(record["vmm_pid"].as_i64().unwrap().try_into().unwrap());
+    let vmm = pod.shim_record()["vmm_pid"].as_i64().unwrap();
+    let vmm = nix::unistd::Pid::from_raw(vmm.try_into().unwrap());
     nix::sys::signal::kill(vmm, nix::sys::signal::Signal::SIGKILL).unwrap();
     for id in &ids {
         assert_eq!(pod.exited(id), 137);

@@ -1,5 +1,5 @@
 //! What is run with the agent's command line, the agent alone and a checker inside its containers: the OCI table and its
-//! neighbours, and the long run.
+//! neighbours.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,9 +8,6 @@ use super::jobs::{Job, names_of};
 use super::{Place, built, executable, fixtures};
 use crate::shell::{Error, cargo, root, run};
 use crate::{build, packages};
-
-/// Rounds of create, start and delete in the long run.
-const ROUNDS: u32 = 10_000;
 
 /// The job of `make test`.
 pub(super) fn job(place: Place) -> Result<Job, Error> {
@@ -38,17 +35,6 @@ pub fn tables() -> Result<ExitCode, Error> {
         host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
         run(host.arg(executable("tests", test)?).args(["--test-threads", "1", "--nocapture", filter]))?;
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Thousands of containers, one after the other, from one agent, the one that is shipped.
-pub fn soak() -> Result<ExitCode, Error> {
-    packages::install(&[])?;
-    build::all()?;
-    let binary = executable("agent", "rounds")?;
-    let mut host = Place::find()?.host(7200, "2048");
-    host.env("HULL_ROUNDS", ROUNDS.to_string()).env("HULL_AGENT", build::target().join("release/hull-agent"));
-    run(host.arg(binary).arg("--nocapture"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,0 +1,220 @@
+//! Well-known programs put load on disks, shared files and interfaces, and nobody complains: neither they, nor the guest's kernel.
+//!
+//! The programs are the host's, seen through a volume: fio with direct I/O and io_uring, iperf3, redis-benchmark. What is fast
+//! enough is not asked here.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use hull_tests::containerd::Containerd;
+use hull_tests::eventually;
+use hull_tests::hull::{Hull, image};
+use serde_json::Value;
+
+use super::containerd::ThinPool;
+
+/// The host on the bridge.
+const GATEWAY: &str = "10.87.0.1";
+/// Docker's filter of system calls has no io_uring, and a privileged container has its VM's disks and kernel log.
+const OWNER: [&str; 3] = ["--privileged", "-v", "/usr:/usr:ro"];
+/// What no load may make a kernel say.
+const COMPLAINTS: [&str; 9] = [
+    "BUG",
+    "WARNING",
+    "Oops",
+    "Call Trace",
+    "I/O error",
+    "corrupt",
+    "EXT4-fs error",
+    "timed out",
+    "virtio: ",
+];
+
+/// Lines of a kernel's log that complain.
+fn complaints(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| COMPLAINTS.iter().any(|word| line.contains(word))).collect()
+}
+
+/// A guest's kernel log, whole.
+fn log(hull: &Hull, id: &str) -> String {
+    let log = hull.ok(["exec", id, "dmesg"]);
+    assert!(log.contains("Linux version"), "{log}");
+    log
+}
+
+/// Panics if a guest's kernel has complained since it said `before`.
+fn said_nothing_since(hull: &Hull, id: &str, before: &str) {
+    let now = log(hull, id);
+    assert_eq!(complaints(now.strip_prefix(before).unwrap()), Vec::<&str>::new());
+}
+
+/// What fio is told, one job after the other, each against what is left of the shell's words.
+fn fio(jobs: &[&str]) -> String {
+    let common = "fio --minimal --thread --group_reporting --bs=16k --size=16M --invalidate=1";
+    let one = |job: &&str| {
+        format!("{common} --name={job} \"$@\" >/tmp/fio 2>&1 || {{ cat /tmp/fio; exit 1; }}; echo done")
+    };
+    format!("set -e\n{}", jobs.iter().map(one).collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn fio_reads_a_disk_and_writes_shared_files() {
+    let hull = Hull::new();
+    let folder = tempfile::TempDir::with_prefix("hull-e2e-").unwrap();
+    let shared = format!("{}:/shared", folder.path().display());
+    let id = hull.detached(&[&OWNER[..], &["-v", &shared]].concat(), "debian:12", &["sleep", "3600"]);
+    let before = log(&hull, &id);
+    let read = fio(&[
+        "sequential --rw=read --direct=1 --ioengine=io_uring --iodepth=8 --bs=256k",
+        "random --rw=randread --direct=1 --ioengine=io_uring --iodepth=16 --bs=4k --io_size=2M",
+        "buffered --rw=randread --ioengine=psync --numjobs=2 --io_size=2M",
+    ]);
+    let said = hull.ok(["exec", &id, "sh", "-c", &read, "fio", "--filename=/dev/vda", "--readonly"]);
+    assert_eq!(said, "done\ndone\ndone\n");
+    // Written, and read again with the sums of what was written.
+    let written = fio(&[
+        "sequential --rw=write --direct=1 --ioengine=io_uring --iodepth=8 --bs=256k --verify=crc32c",
+        "random --rw=randwrite --direct=1 --ioengine=io_uring --iodepth=16 --io_size=4M --verify=crc32c",
+        "synced --rw=randwrite --ioengine=psync --fsync=16 --size=2M --verify=crc32c",
+    ]);
+    let said = hull.ok(["exec", &id, "sh", "-c", &written, "fio", "--directory=/shared"]);
+    assert_eq!(said, "done\ndone\ndone\n");
+    // The sums hold on the host as well, where the files are.
+    let here = "fio --minimal --thread --name=sequential --bs=256k --size=16M --rw=write --verify=crc32c --verify_only >&2";
+    let checked = Command::new("sh").args(["-euc", here]).current_dir(folder.path()).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    said_nothing_since(&hull, &id, &before);
+    hull.ok(["rm", "-f", &id]);
+    hull.left_nothing();
+}
+
+#[test]
+fn fio_writes_a_disk() {
+    let pool = ThinPool::new();
+    let containerd = Containerd::with(|_| pool.configuration("256MB"));
+    let written = fio(&[
+        "sequential --rw=write --direct=1 --ioengine=io_uring --iodepth=8 --bs=256k --verify=crc32c",
+        "random --rw=randwrite --direct=1 --ioengine=io_uring --iodepth=16 --io_size=4M --verify=crc32c",
+        "mixed --rw=randrw --ioengine=psync --fdatasync=32 --numjobs=2 --size=4M --verify=crc32c",
+    ]);
+    let options = [
+        "--snapshotter",
+        "devmapper",
+        "--cap-add",
+        "CAP_SYSLOG",
+        "--rm",
+        "--mount",
+        "type=bind,src=/usr,dst=/usr,options=rbind:ro",
+        "--mount",
+        "type=bind,src=/usr/lib,dst=/lib,options=rbind:ro",
+        "--mount",
+        "type=bind,src=/usr/lib64,dst=/lib64,options=rbind:ro",
+    ];
+    let script = format!("dmesg -c >/dev/null; mkdir /fio\n{written}\ndmesg >&2");
+    let said = containerd.run_container(&options, "disk", &["sh", "-c", &script, "fio", "--directory=/fio"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(said.out, "done\ndone\ndone\n");
+    assert_eq!(complaints(&said.err), Vec::<&str>::new());
+    containerd.ok(["images", "rm", "--sync", &hull_tests::containerd::busybox()]);
+    containerd.left_nothing();
+}
+
+/// A server on the host, ended with the test.
+struct Server(Child);
+
+impl Server {
+    fn start(name: &str, program: &str, words: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        Self(command.arg0(name).args(words).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _already_ended = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that nobody has now.
+fn free_port() -> String {
+    TcpListener::bind((GATEWAY, 0)).unwrap().local_addr().unwrap().port().to_string()
+}
+
+/// Bytes that iperf3 counted at the receiver's end.
+fn received(report: &str) -> u64 {
+    let report: Value = serde_json::from_str(report).unwrap();
+    assert_eq!(report.get("error"), None, "{report}");
+    report["end"]["sum_received"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn iperf_and_redis_between_guests_and_the_host() {
+    const BYTES: u64 = 16 << 20;
+    // The bridge stays when its last container goes, as docker's does.
+    Hull::new().ok(["run", "--rm", "--network", "bridge", &image("busybox"), "true"]);
+    let hull = Hull::new();
+    let options = [&OWNER[..], &["--network", "bridge"]].concat();
+    let client = hull.detached(&options, "debian:12", &["sleep", "3600"]);
+    let server = hull.detached(&options, "debian:12", &["iperf3", "-s", "-p", "5201"]);
+    let address = hull.inspect(&server)["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
+    let port = free_port();
+    let host = Server::start("iperf3", "iperf3", &["-s", "-B", GATEWAY, "-p", &port]);
+    let listens = |container: Option<&str>, port: &str| {
+        let script = format!("grep -qi ':{:04X} 0*:0000 0A' /proc/net/tcp", port.parse::<u16>().unwrap());
+        match container {
+            None => Command::new("sh").args(["-c", &script]).status().unwrap().success(),
+            Some(id) => hull.run(["exec", id, "sh", "-c", &format!("{script} /proc/net/tcp6")]).code == 0,
+        }
+    };
+    eventually("the host's iperf3 listens", || listens(None, &port).then_some(()));
+    eventually("the guest's iperf3 listens", || listens(Some(&server), "5201").then_some(()));
+    let guests = [&client, &server].map(|id| (id, log(&hull, id)));
+    let iperf = |to: &str, port: &str, more: &[&str]| {
+        let bytes = BYTES.to_string();
+        let words = [&["exec", &client, "iperf3", "-J", "-c", to, "-p", port, "-n", &bytes], more].concat();
+        let moved = received(&hull.ok(words));
+        // What is under way when the sender has sent all is not counted.
+        assert!(moved >= BYTES / 2, "{to} {more:?}: {moved} of {BYTES} bytes");
+    };
+    iperf(GATEWAY, &port, &[]);
+    iperf(GATEWAY, &port, &["-R"]);
+    iperf(GATEWAY, &port, &["-P", "4"]);
+    iperf(&address, "5201", &[]);
+    iperf(&address, "5201", &["-R", "-P", "2"]);
+    drop(host);
+
+    let port = free_port();
+    // One program is both, by the name that it is called by.
+    let redis = Server::start(
+        "redis-server",
+        "redis-check-rdb",
+        &["--bind", GATEWAY, "--port", &port, "--save", "", "--protected-mode", "no"],
+    );
+    eventually("redis listens", || listens(None, &port).then_some(()));
+    let benchmark = [
+        "redis-benchmark",
+        "-h",
+        GATEWAY,
+        "-p",
+        &port,
+        "-n",
+        "2000",
+        "-c",
+        "20",
+        "-d",
+        "512",
+        "-t",
+        "set,get",
+        "--csv",
+    ];
+    let said = hull.ok([&["exec", &client], &benchmark[..]].concat());
+    assert!(said.contains("\"SET\"") && said.contains("\"GET\""), "{said}");
+    drop(redis);
+    for (id, before) in &guests {
+        said_nothing_since(&hull, id, before);
+        hull.ok(["rm", "-f", id]);
+    }
+    hull.left_nothing();
+}

@@ -1,0 +1,70 @@
+//! `make soak`: what must not grow, by the thousand. Not a part of `make test`: it takes hours where the host is emulated.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+
+use super::{Error, Place, build, executable, fixtures, packages, run as finish, say};
+
+/// Containers from one agent.
+const ROUNDS: u32 = 10_000;
+/// How long a part may take.
+const SECONDS: u32 = 12 * 60 * 60;
+
+/// What is made by the thousand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Containers from one agent.
+    Agent,
+    /// Pods.
+    Pods,
+    /// Execs in one pod.
+    Execs,
+    /// Containers of `true`, and their events.
+    Trues,
+    /// Output, a hundred megabytes at a time.
+    Output,
+}
+
+impl Part {
+    /// The end-to-end test that it is; the agent's is none.
+    fn test(self) -> Option<&'static str> {
+        match self {
+            Self::Agent => None,
+            Self::Pods => Some("soak::a_thousand_pods_twenty_at_a_time"),
+            Self::Execs => Some("soak::a_thousand_execs_in_one_pod"),
+            Self::Trues => Some("soak::a_thousand_trues_and_their_events"),
+            Self::Output => Some("soak::a_hundred_megabytes_a_hundred_times"),
+        }
+    }
+}
+
+/// Makes `percent` of the thousands; `at_once` pods at a time.
+pub fn run(only: &[Part], percent: u32, at_once: u32) -> Result<ExitCode, Error> {
+    packages::install(&[])?;
+    build::all()?;
+    fixtures()?;
+    let parts = if only.is_empty() { Part::value_variants() } else { only };
+    for part in parts {
+        say(&format!("soak: {part:?}"));
+        match part.test() {
+            None => agent(percent)?,
+            Some(test) => {
+                let mut host = Place::find()?.beside_a_registry(SECONDS, "6144");
+                host.env("HULL_SOAK", percent.to_string()).env("HULL_SOAK_AT_ONCE", at_once.to_string());
+                host.arg(executable("tests", "e2e")?);
+                finish(host.args(["--ignored", "--nocapture", "--exact", test]))?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Containers one after the other, from one agent, the one that is shipped.
+fn agent(percent: u32) -> Result<(), Error> {
+    let binary = executable("agent", "rounds")?;
+    let mut host = Place::find()?.host(SECONDS, "2048");
+    host.env("HULL_ROUNDS", (ROUNDS / 100 * percent).to_string());
+    host.env("HULL_AGENT", build::target().join("release/hull-agent"));
+    finish(host.arg(binary).arg("--nocapture"))
+}
