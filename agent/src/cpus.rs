@@ -1,16 +1,16 @@
-//! Processors that the guest has but did not start when it booted.
+//! Processors that the guest has: how many of them run.
 //!
-//! Starting one takes the kernel a moment and the host another, so a child writes, and it is not waited for longer than
-//! [`DEADLINE`].
+//! Starting or stopping one takes the kernel a moment and the host another, so a child writes, and it is not waited for longer
+//! than [`DEADLINE`].
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::helper::{self, HelperError, Work};
 use crate::reap::Children;
 
-/// How long starting all of them may take.
+/// How long all of them may take.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Processors that the monitor can give.
@@ -27,12 +27,12 @@ pub enum CpuError {
         /// How many there are.
         present: u32,
     },
-    /// The kernel did not start one.
-    #[error("cannot start a processor: {0}")]
-    Start(#[from] HelperError),
+    /// The kernel did not start or stop one.
+    #[error("cannot start or stop a processor: {0}")]
+    Switch(#[from] HelperError),
 }
 
-/// Starts processors, lowest number first, until so many run. Those that run already stay.
+/// Has so many processors run: starts those of the lowest numbers, stops those of the highest.
 pub async fn online(children: &Children, wanted: u32) -> Result<(), Error> {
     if !(1..=CPUS).contains(&wanted) {
         return Err(Error::Range { what: "count", value: wanted.into() });
@@ -41,16 +41,20 @@ pub async fn online(children: &Children, wanted: u32) -> Result<(), Error> {
     if wanted > present {
         return Err(CpuError::TooMany { wanted, present }.into());
     }
-    let stopped = (0..CPUS).filter(|cpu| state(*cpu).as_deref() == Some("0"));
-    let start = |cpu| Work::WriteControl { path: file(cpu), text: c"1".to_owned() };
-    let missing = usize::try_from(wanted.saturating_sub(running)).unwrap_or(usize::MAX);
-    let work: Vec<Work> = stopped.take(missing).map(start).collect();
+    let of_state = |wanted: &'static str| (0..CPUS).filter(move |cpu| state(*cpu).as_deref() == Some(wanted));
+    let write = |cpu, text: &CStr| Work::WriteControl { path: file(cpu), text: text.to_owned() };
+    let times = |count| usize::try_from(count).unwrap_or(usize::MAX);
+    let work: Vec<Work> = if wanted >= running {
+        of_state("0").take(times(wanted - running)).map(|cpu| write(cpu, c"1")).collect()
+    } else {
+        of_state("1").rev().take(times(running - wanted)).map(|cpu| write(cpu, c"0")).collect()
+    };
     if work.is_empty() {
         return Ok(());
     }
     match tokio::time::timeout(DEADLINE, helper::run(children, &work)).await {
         Ok(result) => Ok(result.map_err(CpuError::from)?),
-        Err(_elapsed) => Err(Error::Deadline("starting processors")),
+        Err(_elapsed) => Err(Error::Deadline("starting or stopping processors")),
     }
 }
 

@@ -176,7 +176,7 @@ impl Error {
             | Self::Pod(PodError::System { .. })
             | Self::Network(NetworkError::Kernel { .. })
             | Self::Slot(SlotError::Work { .. })
-            | Self::Cpu(CpuError::Start(_))
+            | Self::Cpu(CpuError::Switch(_))
             | Self::System { .. } => Code::INTERNAL,
         }
     }

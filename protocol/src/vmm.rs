@@ -78,6 +78,14 @@ pub enum Request {
         /// The most that can be added, a multiple of 128.
         mib: u32,
     },
+    /// Address space for a virtio-mem device that comes later, by [`Request::PlugHotplugMemory`]: until then a guest has
+    /// nothing to look for. Instead of [`Request::AddHotplugMemory`].
+    ReserveHotplugMemory {
+        /// The most that can be added, a multiple of 128.
+        mib: u32,
+    },
+    /// While the VM runs: the device whose address space is reserved. Answered with [`Message::Plugged`].
+    PlugHotplugMemory,
     /// While the VM runs: asks the guest to have so much memory besides what it has booted with. Answered at once; the
     /// guest does it in its own time, and gives back what it can do without.
     SetHotplugMemory {

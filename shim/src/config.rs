@@ -76,6 +76,8 @@ pub struct VmDefaults {
     pub overhead_mib: u32,
     /// What becomes of memory that the guest does not use any more.
     pub free_memory: FreeMemory,
+    /// Whether a VM may become larger than it began.
+    pub resize: Resize,
     /// How long a guest may take until its agent speaks.
     pub boot_timeout: Duration,
 }
@@ -90,6 +92,7 @@ impl Default for VmDefaults {
             memory_mib_max: 1 << 20,
             overhead_mib: 128,
             free_memory: FreeMemory::Keep,
+            resize: Resize::Refuse,
             boot_timeout: Duration::from_secs(120),
         }
     }
@@ -103,6 +106,16 @@ pub enum FreeMemory {
     Keep,
     /// The host has it back, until the guest touches it again: a balloon with free page reporting.
     Return,
+}
+
+/// What becomes of limits that a VM has not the size for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resize {
+    /// They are refused.
+    Refuse,
+    /// The VM grows, within its room: which a hostile guest may take by itself.
+    Allow,
 }
 
 /// Files that are looked for around the shim's executable unless they are named.
@@ -211,6 +224,7 @@ impl Config {
             memory_mib_max: vm.memory_mib_max.map_or(defaults.memory_mib_max, Bounded::get),
             overhead_mib: vm.overhead_mib.map_or(defaults.overhead_mib, Bounded::get),
             free_memory: vm.free_memory.unwrap_or(defaults.free_memory),
+            resize: vm.resize.unwrap_or(defaults.resize),
             boot_timeout: vm
                 .boot_timeout_seconds
                 .map_or(defaults.boot_timeout, |seconds| Duration::from_secs(seconds.get().into())),

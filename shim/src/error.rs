@@ -5,9 +5,10 @@
 
 use ttrpc::proto::Code;
 
+use crate::config::FILE;
 use crate::hooks::HookError;
 use crate::io::StdioError;
-use crate::pod::{AgentError, PlugError, RootfsError, StartError};
+use crate::pod::{AgentError, PlugError, ResizeError, RootfsError, StartError};
 use crate::record::RecordError;
 use crate::spec::{SpecError, VmShape};
 
@@ -62,16 +63,19 @@ pub enum TaskError {
     Unsupported(&'static str),
     /// The limits promise what the VM has not.
     #[error(
-        "the limits take a VM of {needed}, {overhead_mib} MiB of them for the guest itself, and this one has {size}"
+        "the limits take a VM of {needed}, {overhead_mib} MiB of them for the guest itself, and this one can have {most} (see vm.resize in {FILE})"
     )]
     VmTooSmall {
         /// What it would need.
         needed: VmShape,
-        /// What it has.
-        size: VmShape,
+        /// What it can have.
+        most: VmShape,
         /// What of the memory is no container's.
         overhead_mib: u32,
     },
+    /// The VM has not got the size that the limits take.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// The shim is on its way out.
     #[error("the pod is shutting down")]
     ShuttingDown,
@@ -113,11 +117,12 @@ impl TaskError {
             Self::InvalidId(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::Precondition { .. } | Self::ShuttingDown => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
-            Self::VmTooSmall { .. } => Code::RESOURCE_EXHAUSTED,
+            Self::VmTooSmall { .. } | Self::Resize(ResizeError::Partly { .. }) => Code::RESOURCE_EXHAUSTED,
             Self::Spec(error) => error.code(),
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
+            Self::Resize(_) => Code::UNKNOWN,
             Self::WrongState { .. } | Self::Hook(_) | Self::Start(_) | Self::Plug(_) | Self::Record(_) => {
                 Code::UNKNOWN
             }

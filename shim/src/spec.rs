@@ -22,7 +22,7 @@ use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespace
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
-pub use limits::{Limits, needed};
+pub use limits::{Limits, enough, needed};
 pub use namespaces::Issued;
 pub use network::NetworkChoice;
 pub use role::Role;

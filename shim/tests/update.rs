@@ -14,12 +14,45 @@ const INIT: Process<'static> = Process { container: "web", exec: "" };
 
 /// How often the guest was told of limits.
 fn updates(pod: &Pod) -> usize {
-    let steps = fs::read_to_string(pod.file("steps")).unwrap();
-    steps.lines().filter(|step| *step == "update").count()
+    steps_of(pod, "update")
 }
 
 fn memory(mib: i64) -> Vec<u8> {
     json!({"memory": {"limit": mib << 20}}).to_string().into_bytes()
+}
+
+/// What the guest was asked to have in memory besides what it has booted with, in MiB.
+fn memory_asked(pod: &Pod) -> Vec<u32> {
+    let asked = fs::read_to_string(pod.file("memory")).unwrap_or_default();
+    asked.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+fn steps_of(pod: &Pod, name: &str) -> usize {
+    let steps = fs::read_to_string(pod.file("steps")).unwrap();
+    steps.lines().filter(|step| *step == name).count()
+}
+
+#[tokio::test]
+async fn the_vm_grows_and_shrinks_with_the_limits() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    fs::write(config.path(), "vm.resize = \"allow\"\n").unwrap();
+    let environment = format!("HULL_CONFIG={}", config.path().display());
+    let mut pod = Pod::with("web", &["sleep", "1000"], "", &environment);
+    pod.config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}});
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap();
+    soon(client.start(INIT)).await.unwrap();
+    assert_eq!(steps_of(&pod, "plug"), 0, "nothing is plugged that nobody wants");
+    for mib in [65, 320, 100, 100, 32] {
+        soon(client.update("web", memory(mib))).await.unwrap();
+    }
+    assert_eq!(memory_asked(&pod), [1, 256, 36, 0]);
+    assert_eq!((steps_of(&pod, "plug"), steps_of(&pod, "bind")), (1, 1));
+    soon(client.kill(INIT, 9, Reach::Process)).await.unwrap();
+    soon(client.wait(INIT)).await.unwrap();
+    soon(client.delete(INIT)).await.unwrap();
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
 }
 
 #[tokio::test]
@@ -40,7 +73,8 @@ async fn limits_beyond_the_vm_are_refused_and_change_nothing() {
         assert_eq!(error.code(), Some(Code::RESOURCE_EXHAUSTED), "{error}");
         let words = format!("the limits {words}");
         assert!(
-            error.to_string().contains(&words) && error.to_string().contains("this one has 1 vCPU"),
+            error.to_string().contains(&words)
+                && error.to_string().contains("this one can have 1 vCPU and 192 MiB"),
             "{error}"
         );
     }

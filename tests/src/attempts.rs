@@ -42,7 +42,11 @@ pub const ON_THE_KERNEL: [Attempt; 49] = [
     attempt("mount a tmpfs", "mount:tmpfs=/mnt", "no CAP_SYS_ADMIN"),
     attempt("mount the cgroup hierarchy", "mount:cgroup2=/mnt", "no CAP_SYS_ADMIN"),
     attempt("make a child cgroup", "mkdir:/sys/fs/cgroup/below", "read-only cgroupfs"),
-    attempt("raise its own memory limit", "open-write:/sys/fs/cgroup/memory.max", "read-only cgroupfs"),
+    attempt(
+        "raise its own memory limit",
+        "write:/sys/fs/cgroup/memory.max=max",
+        "read-only cgroupfs; a cgroup namespace is a boundary",
+    ),
     attempt(
         "leave its cgroup upwards",
         "open-write:/sys/fs/cgroup/../cgroup.procs",

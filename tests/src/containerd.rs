@@ -20,6 +20,9 @@ use crate::{PATIENCE, eventually};
 /// Hull's name among containerd's runtimes.
 pub const RUNTIME: &str = "io.containerd.hull.v2";
 
+/// The administrator's file, in a daemon's folder.
+const CHOSEN: &str = "hull.toml";
+
 /// A containerd, and what the machine looked like before it.
 pub struct Containerd {
     folder: TempDir,
@@ -48,6 +51,11 @@ impl Containerd {
 
     /// Starts one whose CRI plugin has Hull among its runtimes, and networks of its own.
     pub fn for_pods() -> Self {
+        Self::for_pods_as("")
+    }
+
+    /// The same, with choices of Hull's administrator.
+    pub fn for_pods_as(chosen: &str) -> Self {
         // The folder of network namespaces becomes a mount of its own when it is first used.
         for action in ["add", "del"] {
             let netns = Command::new("ip").args(["netns", action, "hull-e2e"]).status().unwrap();
@@ -61,6 +69,7 @@ impl Containerd {
                 r#"{{"cniVersion": "0.4.0", "name": "hull-e2e", "plugins": [{{"type": "ptp", "ipam": {{
                     "type": "host-local", "subnet": "192.0.2.0/24", "dataDir": "{place}/ipam"}}}}]}}"#
             );
+            fs::write(folder.join(CHOSEN), chosen).unwrap();
             fs::create_dir(folder.join("cni")).unwrap();
             fs::write(folder.join("cni/hull.conflist"), network).unwrap();
             format!(
@@ -98,6 +107,7 @@ impl Containerd {
             .arg(self.file("config.toml"))
             .env("PATH", format!("{}:{path}", binaries().display()))
             .env("HULL_STATE_DIR", self.file("hull"))
+            .envs(self.file(CHOSEN).exists().then(|| ("HULL_CONFIG", self.file(CHOSEN))))
             // Where no udev makes the nodes of mapped devices.
             .env("DM_DISABLE_UDEV", "1")
             .stdin(Stdio::null())
@@ -270,6 +280,7 @@ impl Containerd {
         for file in ["config.toml", "log"] {
             fs::remove_file(self.file(file)).unwrap();
         }
+        let _ = fs::remove_file(self.file(CHOSEN));
         for socket in ["containerd.sock", "containerd.sock.ttrpc"] {
             let _ = fs::remove_file(self.file(socket));
         }

@@ -147,6 +147,9 @@ fn describe(mut description: Box<Description>, request: Request, fds: Vec<OwnedF
         Request::AddHotplugMemory { mib } => {
             no_descriptors(&fds).and_then(|()| description.add_hotplug_memory(mib))
         }
+        Request::ReserveHotplugMemory { mib } => {
+            no_descriptors(&fds).and_then(|()| description.reserve_hotplug_memory(mib))
+        }
         Request::AddPmem(config) => description.add_pmem(&config, fds),
         Request::AddBalloon => no_descriptors(&fds).and_then(|()| description.add_balloon()),
         Request::Boot => match no_descriptors(&fds).and_then(|()| description.plan()) {
@@ -158,6 +161,7 @@ fn describe(mut description: Box<Description>, request: Request, fds: Vec<OwnedF
         Request::Stats
         | Request::SetBalloon { .. }
         | Request::SetHotplugMemory { .. }
+        | Request::PlugHotplugMemory
         | Request::Unplug { .. }
         | Request::Pause
         | Request::Resume => Err(wrong_state("the VM does not run yet")),

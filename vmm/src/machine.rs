@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use hull_protocol::vmm::{CpuTemplate, ExitReason, STATS_VERSION, Unplug, VmStats};
@@ -31,7 +31,7 @@ use crate::vcpu::thread::{Shared, VcpuThread};
 use crate::vcpu::{kick, registers};
 use crate::virtio::balloon::BalloonControl;
 use crate::virtio::fs::FileThread;
-use crate::virtio::mem::MemControl;
+use crate::virtio::mem::{Mem, MemControl};
 use crate::virtio::pmem::FileRegion;
 use crate::virtio::{MmioTransport, Quiet, VirtioDevice};
 
@@ -68,6 +68,8 @@ pub struct Plan {
     pub balloon: Option<BalloonControl>,
     /// The memory that can be plugged, and what says how much of it should be.
     pub hotplug: Option<(Range<u64>, MemControl)>,
+    /// The device for it, where that is to be plugged while the VM runs.
+    pub reserved: Option<Box<Mem>>,
     /// Files that are in its memory.
     pub files: Vec<FileRegion>,
     /// What serves shared files, now or later.
@@ -130,6 +132,7 @@ pub struct Machine {
     devices: Arc<Devices>,
     balloon: Option<BalloonControl>,
     hotplug: Option<MemControl>,
+    reserved: Mutex<Option<Box<Mem>>>,
     file_thread: FileThread,
     ram: RamSize,
     /// Dropped after the threads that use it are gone.
@@ -140,7 +143,8 @@ impl Machine {
     /// Builds the VM, lets its vCPUs run and closes the system call filters; the caller's thread is the event loop from
     /// here on. `start` is when the process started.
     pub fn boot(plan: Plan, start: Instant) -> Result<Self, BootError> {
-        let Plan { board, devices, balloon, hotplug, files, file_thread } = plan;
+        let Plan { board, devices, balloon, hotplug, reserved, files, file_thread } = plan;
+        let reserved = Mutex::new(reserved);
         let (region, hotplug) = hotplug.unzip();
         let ram = board.ram;
         let memory = memory::allocate(board.ram, region)?;
@@ -165,7 +169,8 @@ impl Machine {
         kick::install().map_err(BootError::Signal)?;
         let (for_vcpus, for_event_loop) = (Filter::of(Role::Vcpu)?, Filter::of(Role::EventLoop)?);
         let threads = Vec::with_capacity(vcpus.len());
-        let mut machine = Self { vcpus: threads, shared, devices, balloon, hotplug, file_thread, ram, vm };
+        let mut machine =
+            Self { vcpus: threads, shared, devices, balloon, hotplug, reserved, file_thread, ram, vm };
         for (id, vcpu) in (0..).zip(vcpus) {
             match VcpuThread::start(id, vcpu, for_vcpus.clone(), Arc::clone(&machine.shared)) {
                 Ok(thread) => machine.vcpus.push(thread),
@@ -201,6 +206,11 @@ impl Machine {
     /// What says how much memory should be plugged, if any can be.
     pub fn hotplug(&self) -> Option<&MemControl> {
         self.hotplug.as_ref()
+    }
+
+    /// The device for memory that can be plugged, once, where it waits to be plugged itself.
+    pub fn take_reserved(&self) -> Option<Box<Mem>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What serves shared files.

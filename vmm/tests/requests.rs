@@ -210,8 +210,25 @@ fn memory_to_plug_is_described_before_and_asked_for_while_the_vm_runs() {
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 
+    // Its device may come later: there is no trace of it before.
+    let vmm = Vmm::greeted();
+    vmm.describe(machine(1), &kernel, b"initramfs");
+    vmm.done(&Request::ReserveHotplugMemory { mib: 256 }, &[]);
+    vmm.refused(&Request::AddHotplugMemory { mib: 128 }, &[], WrongState);
+    vmm.refused(&Request::PlugHotplugMemory, &[], WrongState);
+    vmm.done(&Request::Boot, &[]);
+    assert!(!vmm.stats().devices.contains_key("mem"));
+    assert_eq!(vmm.ask(&Request::PlugHotplugMemory, &[]), Message::Plugged { slot: 0 });
+    assert!(vmm.stats().devices.contains_key("mem"));
+    vmm.refused(&Request::PlugHotplugMemory, &[], WrongState);
+    vmm.refused(&Request::SetHotplugMemory { mib: 257 }, &[], InvalidRequest);
+    vmm.done(&Request::SetHotplugMemory { mib: 256 }, &[]);
+    vmm.done(&Request::Stop, &[]);
+    assert_eq!(vmm.end().0, ExitReason::Stopped);
+
     let vmm = Vmm::boot(machine(1), &kernel);
     vmm.refused(&Request::SetHotplugMemory { mib: 1 }, &[], WrongState);
+    vmm.refused(&Request::PlugHotplugMemory, &[], WrongState);
     vmm.done(&Request::Stop, &[]);
     assert_eq!(vmm.end().0, ExitReason::Stopped);
 }

@@ -48,7 +48,12 @@ fn messages_survive_json() {
     }));
     round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
     round_trip(&Request::AddFs(FsConfig { tag: "volumes".into(), cache: FsCache::Auto }));
-    for request in [Request::AddHotplugMemory { mib: 128 }, Request::SetHotplugMemory { mib: 7 }] {
+    for request in [
+        Request::AddHotplugMemory { mib: 128 },
+        Request::ReserveHotplugMemory { mib: 128 },
+        Request::PlugHotplugMemory,
+        Request::SetHotplugMemory { mib: 7 },
+    ] {
         round_trip(&request);
     }
     round_trip(&Request::Unplug { name: "blk-a".into(), how: Unplug::Released });

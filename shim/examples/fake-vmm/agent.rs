@@ -133,12 +133,14 @@ impl FakeAgent {
         let mut command = Command::new(&args[0]);
         command.args(&args[1..]).stdin(stdin).stdout(stdout).stderr(stderr);
         command.env("PATH", "/usr/bin:/bin");
-        // Processes end with their VM.
-        // SAFETY: prctl is a plain system call on integers, between fork and exec.
+        // Processes end with their VM, also with one that has ended before they could say so.
+        let parent = i32::try_from(std::process::id()).unwrap();
+        // SAFETY: prctl and getppid are plain system calls on integers, between fork and exec.
         unsafe {
-            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
                 match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
+                    0 if libc::getppid() == parent => Ok(()),
+                    0 => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
                     _ => Err(std::io::Error::last_os_error()),
                 }
             });

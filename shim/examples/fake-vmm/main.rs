@@ -20,7 +20,8 @@ use std::sync::Arc;
 use hull_protocol::agent::CONTROL_PORT;
 use hull_protocol::agent::api::agent_ttrpc::create_agent;
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, ExitReason, Failure, FailureCode, Message, PortConnection, Request, VmStats,
+    CONTROL_FD, Channel, ExitReason, Failure, FailureCode, HotplugStats, Message, PortConnection, Request,
+    VmStats,
 };
 use tokio::net::{UnixListener, UnixStream};
 use ttrpc::asynchronous::Server;
@@ -91,12 +92,28 @@ fn main() {
                 // The end of the control socket is the end of the VM.
                 std::thread::spawn(move || {
                     let mut taps = taps;
+                    let mut plugged = 0;
                     while let Ok(Some(received)) = reading.receive::<Request>() {
                         match received.message {
                             Request::Stop => break,
+                            Request::PlugHotplugMemory => {
+                                fault.at("plug");
+                                reading.send(&Message::Plugged { slot: 7 }, &[]).unwrap();
+                            }
+                            // A guest that has at most 256 MiB to give back and to take.
+                            Request::SetHotplugMemory { mib } => {
+                                note("memory", &mib.to_string());
+                                plugged = mib.next_multiple_of(2).min(256);
+                                reading.send(&Message::Done, &[]).unwrap();
+                            }
                             Request::Stats => {
                                 fault.at("stats");
-                                let stats = VmStats { vm_exits: 7, ..VmStats::default() };
+                                let hotplug = HotplugStats {
+                                    plugged_bytes: u64::from(plugged) << 20,
+                                    ..HotplugStats::default()
+                                };
+                                let stats =
+                                    VmStats { vm_exits: 7, hotplug: Some(hotplug), ..VmStats::default() };
                                 reading.send(&Message::Stats(stats), &[]).unwrap();
                             }
                             Request::AddDisk(_) => {
@@ -124,6 +141,8 @@ fn main() {
             Request::AddEntropy => fault.at("entropy"),
             Request::AddBalloon
             | Request::AddHotplugMemory { .. }
+            | Request::ReserveHotplugMemory { .. }
+            | Request::PlugHotplugMemory
             | Request::SetHotplugMemory { .. }
             | Request::AddPmem(_)
             | Request::SetBalloon { .. }

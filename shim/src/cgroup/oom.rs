@@ -2,16 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::hierarchy::Kind;
 
-/// The kills in a cgroup. Clones tell of each kill once, whichever is asked.
+/// The kills in a cgroup since it was made, which may have been before.
 #[derive(Clone, Debug)]
 pub struct OomKills {
     file: PathBuf,
-    told: Arc<AtomicU64>,
+    before: u64,
 }
 
 impl OomKills {
@@ -24,12 +22,12 @@ impl OomKills {
         };
         let file = cgroup.join(name);
         let before = count(&file)?;
-        Some(Self { file, told: Arc::new(AtomicU64::new(before)) })
+        Some(Self { file, before })
     }
 
-    /// Whether there was one since it was last asked.
+    /// Whether there was one.
     pub fn came(&self) -> bool {
-        count(&self.file).is_some_and(|now| self.told.swap(now, Ordering::Relaxed) < now)
+        count(&self.file).is_some_and(|now| self.before < now)
     }
 }
 
@@ -44,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kill_is_told_once_and_only_if_it_came_later() {
+    fn a_kill_is_told_if_it_came_later() {
         for (kind, name, text) in [
             (Kind::Unified, "memory.events", "low 0\nhigh 0\nmax 7\noom 7\noom_kill N\noom_group_kill 0\n"),
             (
@@ -60,7 +58,8 @@ mod tests {
             let kills = OomKills::of(kind, cgroup.path()).unwrap();
             assert!(!kills.came());
             set("4");
-            assert!(kills.clone().came() && !kills.came());
+            // Monitor and broker are killed together: each is told.
+            assert!(kills.clone().came() && kills.came());
             fs::remove_file(cgroup.path().join(name)).unwrap();
             assert!(!kills.came());
         }

@@ -9,7 +9,7 @@ use hull_protocol::vmm::CpuTemplate;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::{FreeMemory, JailChoice, LogLevel};
+use super::{FreeMemory, JailChoice, LogLevel, Resize};
 use crate::record::annotation;
 
 /// Longer is no configuration.
@@ -111,6 +111,7 @@ pub struct Vm {
     pub memory_mib_max: Option<Bounded<u32, 64, { 1 << 20 }>>,
     pub overhead_mib: Option<Bounded<u32, 32, 4096>>,
     pub free_memory: Option<FreeMemory>,
+    pub resize: Option<Resize>,
     pub boot_timeout_seconds: Option<Bounded<u32, 1, 86400>>,
     #[serde(deserialize_with = "absolute")]
     pub kernel: Option<PathBuf>,
@@ -189,6 +190,7 @@ impl Keys {
                 memory_mib_max: over.vm.memory_mib_max.or(self.vm.memory_mib_max),
                 overhead_mib: over.vm.overhead_mib.or(self.vm.overhead_mib),
                 free_memory: over.vm.free_memory.or(self.vm.free_memory),
+                resize: over.vm.resize.or(self.vm.resize),
                 boot_timeout_seconds: over.vm.boot_timeout_seconds.or(self.vm.boot_timeout_seconds),
                 kernel: over.vm.kernel.or(self.vm.kernel),
                 initramfs: over.vm.initramfs.or(self.vm.initramfs),

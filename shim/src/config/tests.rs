@@ -35,6 +35,7 @@ fn every_key_is_understood() {
         memory_mib_max = 65536
         overhead_mib = 64
         free_memory = "return"
+        resize = "allow"
         boot_timeout_seconds = 30
         kernel = "/opt/vmlinux"
         initramfs = "/opt/initramfs.img"
@@ -64,6 +65,7 @@ fn every_key_is_understood() {
         memory_mib_max: 65536,
         overhead_mib: 64,
         free_memory: FreeMemory::Return,
+        resize: Resize::Allow,
         boot_timeout: Duration::from_secs(30),
     };
     assert_eq!(config.vm, vm);

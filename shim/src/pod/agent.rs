@@ -225,8 +225,7 @@ impl Agent {
         self.call("UnbindSlot", Some(DEADLINE), answer).await.map(drop)
     }
 
-    /// Starts processors that the guest did not start when it booted, until so many run.
-    #[cfg_attr(not(test), expect(dead_code, reason = "pods start with all their processors, for now"))]
+    /// Has so many processors run: starts further ones, or stops those that are more.
     pub async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
         let request = OnlineCpusRequest { count: count.into(), ..OnlineCpusRequest::default() };
         let answer = self.client.online_cpus(Context::default(), &request);

@@ -9,8 +9,8 @@ use hull_protocol::agent::api::agent::{ContainerRequest, CreateContainerRequest,
 use hull_protocol::agent::is_valid_id;
 
 use super::{
-    Abandon, Abandoned, Booting, BrokerError, Export, Journal, PlugError, Pod, PodState, Ports, PowerOff,
-    RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec, news,
+    Abandon, Abandoned, Booting, BrokerError, Export, Host, Journal, PlugError, Pod, PodState, Ports,
+    PowerOff, RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec, news, room,
 };
 use crate::container::{Container, Ending, Kind, SandboxEnd, own_record, shim_record, supervise_init};
 use crate::error::TaskError;
@@ -148,7 +148,7 @@ impl Pod {
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
             size: shape,
-            vcpus: shape.vcpus,
+            room: room(shape, &self.config.vm, Host::this()),
             disks: open.disks,
             // Without a file to share there is no broker.
             exports: (!exports.is_empty()).then_some(exports),
@@ -189,7 +189,7 @@ impl Pod {
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
             size: shape,
-            vcpus: shape.vcpus,
+            room: room(shape, &self.config.vm, Host::this()),
             disks: Vec::new(),
             // A container that comes later may share files.
             exports: Some(Vec::new()),

@@ -19,13 +19,22 @@ impl Pod {
             .filter(|other| other.id != id && !matches!(other.init.phase(), Phase::Exited(_)))
             .map(|other| other.limits())
             .collect();
-        let size = container.vm.size();
-        let needed = spec::needed(size, (before, after), &others, &self.config.vm);
-        if needed != size {
-            return Err(TaskError::VmTooSmall { needed, size, overhead_mib: self.config.vm.overhead_mib });
+        let (size, vm) = (container.vm.size(), &self.config.vm);
+        let needed = spec::needed(size.now(), (before, after), &others, vm);
+        let most = size.room();
+        if needed.vcpus > most.vcpus || needed.memory_mib > most.memory_mib {
+            return Err(TaskError::VmTooSmall { needed, most, overhead_mib: vm.overhead_mib });
+        }
+        if needed != size.now() {
+            container.vm.resize(needed).await?;
         }
         container.update(resources).await?;
         container.set_limits(after);
+        // What nobody's limits need goes back, down to what the VM began with.
+        let enough = spec::enough(size.began(), after, &others, vm).within(size.now());
+        if enough != size.now() {
+            container.vm.resize(enough).await?;
+        }
         Ok(())
     }
 }

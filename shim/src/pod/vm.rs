@@ -25,7 +25,7 @@ use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
 use super::{
     Abandoned, Agent, AgentError, Artifacts, Broker, Disk, Export, Journal, Monitor, MonitorError,
-    RootfsNames, jail,
+    RootfsNames, Size, jail, resize,
 };
 use crate::cgroup::{CgroupPath, CgroupRecord};
 use crate::config::{Config, FreeMemory};
@@ -49,15 +49,16 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// What of the console is kept for the log.
 const CONSOLE_LIMIT: u64 = 1 << 20;
 
-const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init dummy.numdummies=0";
+/// Memory that is plugged can be taken away again if nothing but what can be moved is in it.
+const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init dummy.numdummies=0 memhp_default_state=online_movable";
 
 /// A VM to be started.
 #[derive(Debug)]
 pub struct VmSpec {
     /// What it begins with.
     pub size: VmShape,
-    /// How many vCPUs it has, of which further ones are started by [`Agent::online_cpus`].
-    pub vcpus: u8,
+    /// What it can become while it runs.
+    pub room: VmShape,
     /// The disks, open.
     pub disks: Vec<Disk>,
     /// What of the host's files the guest may reach; `None` where it never will reach any.
@@ -106,7 +107,7 @@ pub struct Vm {
     pub streams: Streams,
     /// What the boot took, where the monitor could say.
     pub boot: Option<BootRecord>,
-    size: VmShape,
+    pub(super) size: Size,
     broker: Option<Broker>,
     /// Of each disk.
     disk_limits: RateLimits,
@@ -139,6 +140,7 @@ pub struct Booting {
 
 struct VmSpecRest {
     size: VmShape,
+    room: VmShape,
     disk_limits: RateLimits,
     boot_timeout: Duration,
     console: PathBuf,
@@ -237,7 +239,7 @@ impl Booting {
             monitor.request(Request::Hello { version: VERSION }, Vec::new()).await?;
             monitor.request(Request::Jail(jail), Vec::new()).await?;
             let machine = MachineConfig {
-                vcpus: spec.vcpus,
+                vcpus: spec.room.vcpus,
                 online_vcpus: Some(spec.size.vcpus),
                 cpu: config.vm.cpu,
                 memory_mib: spec.size.memory_mib,
@@ -246,6 +248,7 @@ impl Booting {
             };
             let fds = [kvm, kernel, initramfs, console].map(OwnedFd::from).into();
             monitor.request(Request::Machine(machine), fds).await?;
+            resize::reserve(&monitor, spec.size, spec.room).await?;
             for disk in spec.disks {
                 let Disk { config, fds } = disk.limited(config.limits.disk);
                 monitor.request(Request::AddDisk(config), fds).await?;
@@ -272,11 +275,12 @@ impl Booting {
             }
         }
         let connections = AsyncChannel::new(ours).map_err(MonitorError::from)?;
-        let VmSpec { size, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
+        let VmSpec { size, room, console, stream_socket, namespace, hostname, sysctls, ports, .. } = spec;
         let boot_timeout = config.vm.boot_timeout;
         let rest = VmSpecRest {
             boot_timeout,
             size,
+            room,
             disk_limits: config.limits.disk,
             console,
             stream_socket,
@@ -312,7 +316,7 @@ impl Booting {
                 agent,
                 boot,
                 network,
-                size: spec.size,
+                size: Size::new(spec.size, spec.room),
                 disk_limits: spec.disk_limits,
                 broker: spec.broker,
                 accounting: spec.accounting,
@@ -365,7 +369,7 @@ impl Vm {
 
     /// The most that a writable layer in memory may take.
     pub fn tmpfs_bytes(&self) -> u64 {
-        u64::from(self.size.memory_mib) * (1 << 20) / 2
+        u64::from(self.size.began().memory_mib) * (1 << 20) / 2
     }
 
     /// Makes the guest's network that of the pod's namespace.
@@ -374,11 +378,6 @@ impl Vm {
             Some(keeper) => keeper.settle().await,
             None => Ok(()),
         }
-    }
-
-    /// How large it is.
-    pub fn size(&self) -> VmShape {
-        self.size
     }
 
     /// What the shim has changed in the pod's network namespace.

@@ -103,6 +103,18 @@ pub fn needed(
     }
 }
 
+/// The VM that is enough for these limits, and not smaller than `least`.
+pub fn enough(least: VmShape, own: Limits, others: &[Limits], defaults: &VmDefaults) -> VmShape {
+    let sum = |of: fn(Limits) -> Option<u64>| {
+        let limits = others.iter().chain([&own]).filter_map(|limits| of(*limits));
+        limits.fold(0, u64::saturating_add)
+    };
+    VmShape {
+        vcpus: vcpus(sum(Limits::milli_cpus)).max(least.vcpus),
+        memory_mib: vm_memory_mib(sum(|limits| limits.memory_bytes), defaults).max(least.memory_mib),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +137,19 @@ mod tests {
         assert_eq!((freed.memory_bytes, freed.cpu_quota), (None, None));
         let other = before.updated(&update(r#"{"cpu":{"period":50000}}"#));
         assert_eq!((before.vcpus(), other.vcpus()), (Some(2), Some(3)));
+    }
+
+    #[test]
+    fn what_no_limit_needs_is_not_kept() {
+        let least = VmShape { vcpus: 1, memory_mib: 512 };
+        let of = |own, others: &[Limits]| enough(least, own, others, &VmDefaults::default());
+        assert_eq!(of(limits(600, 150_000), &[limits(100, 60_000)]), VmShape { vcpus: 3, memory_mib: 828 });
+        assert_eq!(of(limits(100, 50_000), &[Limits::default()]), least);
+        assert_eq!(of(Limits::default(), &[]), least);
+        assert_eq!(
+            least.within(VmShape { vcpus: 4, memory_mib: 100 }),
+            VmShape { vcpus: 1, memory_mib: 100 }
+        );
     }
 
     #[test]

@@ -35,6 +35,12 @@ impl std::fmt::Display for VmShape {
 }
 
 impl VmShape {
+    /// It, or what of it `most` has.
+    #[must_use]
+    pub fn within(self, most: Self) -> Self {
+        Self { vcpus: self.vcpus.min(most.vcpus), memory_mib: self.memory_mib.min(most.memory_mib) }
+    }
+
     /// The VM for a container, never larger than the administrator allows.
     pub fn of(spec: &Spec, role: &Role, defaults: &VmDefaults) -> Result<Self, SpecError> {
         let limits = if *role == Role::Sandbox { Limits::of_pod(spec) } else { Limits::of_container(spec) };

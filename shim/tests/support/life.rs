@@ -39,12 +39,12 @@ impl Said {
 }
 
 pub struct Life {
+    /// A small disk, with the bundles and the state on it. First: the pod's folder cannot be removed before it is unmounted.
+    disk: Option<[Mounted; 4]>,
     pub pod: Pod,
     pub named: Named,
     pub links: String,
     shape: Shape,
-    /// A small disk, with the bundles and the state on it.
-    disk: Option<[Mounted; 4]>,
     /// What was mounted in the pod's folder from the beginning.
     mounts: String,
     member: Option<CreateTaskRequest>,

@@ -153,6 +153,25 @@ fn a_vm_that_the_host_has_no_memory_for_is_told_apart() {
 }
 
 #[test]
+fn the_overhead_of_a_pod_is_measured() {
+    let hull = Hull::new();
+    let said = hull.ok(["check", "--overhead", "--format", "json"]);
+    println!("{}", said.lines().last().unwrap());
+    let overhead: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let of = |path: &str| overhead.pointer(path).unwrap().as_u64().unwrap();
+    for path in ["/Shim/Pss", "/Monitor/Pss", "/Broker/Pss", "/Kernel"] {
+        assert!((64 << 10..32 << 20).contains(&of(path)), "{path}: {overhead}");
+    }
+    let taken = of("/Guest/Ram") - of("/Guest/Available");
+    assert!((8 << 20..of("/ConfiguredMib") << 20).contains(&taken), "{taken} bytes: {overhead}");
+    // A guest that touches all that it has, and what the host has for it, fit into what is recommended.
+    let host = of("/Shim/Pss") + of("/Monitor/Pss") + of("/Broker/Pss") + of("/Kernel");
+    assert!(of("/PodFixedMib") << 20 >= (of("/ConfiguredMib") << 20) + host, "{overhead}");
+    assert!(hull.ok(["check", "--overhead"]).contains("overhead.podFixed.memory: "));
+    hull.left_nothing();
+}
+
+#[test]
 fn the_command_lines_containers_have_their_place() {
     let hull = Hull::new();
     let id = hull.detached(&[], "busybox", &["sleep", "1000"]);

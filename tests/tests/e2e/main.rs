@@ -22,6 +22,7 @@ mod load;
 mod metrics;
 mod network;
 mod refused;
+mod resize;
 mod restarts;
 mod soak;
 mod streams;

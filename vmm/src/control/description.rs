@@ -38,6 +38,8 @@ pub struct Description {
     beyond: Option<Beyond>,
     files: Vec<FileRegion>,
     hotplug: Option<(Range<u64>, MemControl)>,
+    /// The device for it, where that comes later.
+    reserved: Option<Box<Mem>>,
     devices: Vec<Box<dyn VirtioDevice>>,
     balloon: Option<BalloonControl>,
     file_thread: Option<FileThread>,
@@ -151,6 +153,23 @@ impl Description {
 
     /// Memory that can be plugged.
     pub fn add_hotplug_memory(&mut self, mib: u32) -> Result<(), Failure> {
+        let (device, region, control, left) = self.hotplug_memory(mib)?;
+        self.add(device)?;
+        self.beyond = Some(left);
+        self.hotplug = Some((region, control));
+        Ok(())
+    }
+
+    /// Memory that can be plugged once its device is.
+    pub fn reserve_hotplug_memory(&mut self, mib: u32) -> Result<(), Failure> {
+        let (device, region, control, left) = self.hotplug_memory(mib)?;
+        self.beyond = Some(left);
+        self.hotplug = Some((region, control));
+        self.reserved = Some(Box::new(device));
+        Ok(())
+    }
+
+    fn hotplug_memory(&self, mib: u32) -> Result<(Mem, Range<u64>, MemControl, Beyond), Failure> {
         let beyond = self.beyond.as_ref().ok_or_else(|| wrong_state("describe the machine first"))?;
         let bytes = u64::from(mib) << 20;
         if bytes == 0 || !bytes.is_multiple_of(REGION_ALIGNMENT) {
@@ -162,12 +181,12 @@ impl Description {
             .take(bytes, REGION_ALIGNMENT)
             .ok_or_else(|| invalid(format!("{mib} MiB are more than there are addresses")))?;
         let region = start..start + bytes;
+        if self.hotplug.is_some() {
+            return Err(wrong_state("there is memory to plug already"));
+        }
         let (device, control) = Mem::new(&region)
             .map_err(|error| Failure { code: FailureCode::Resources, message: chain(&error) })?;
-        self.add(device)?;
-        self.beyond = Some(left);
-        self.hotplug = Some((region, control));
-        Ok(())
+        Ok((device, region, control, left))
     }
 
     /// A balloon.
@@ -188,6 +207,7 @@ impl Description {
             devices: std::mem::take(&mut self.devices),
             balloon: self.balloon.take(),
             hotplug: self.hotplug.take(),
+            reserved: self.reserved.take(),
             files: std::mem::take(&mut self.files),
             file_thread,
         })

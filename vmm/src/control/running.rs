@@ -41,6 +41,11 @@ fn without_descriptors(machine: &Machine, watch: &Watch, request: Request) -> Re
         Request::Unplug { name, how } => unplug(machine, watch, &name, how),
         Request::SetBalloon { mib } => set_balloon(machine, mib).map(|()| Message::Done),
         Request::SetHotplugMemory { mib } => set_hotplug_memory(machine, mib).map(|()| Message::Done),
+        Request::PlugHotplugMemory => {
+            check_not_paused(machine)?;
+            let reserved = || wrong_state("no memory to plug is reserved, or its device is there");
+            plug(machine, watch, *machine.take_reserved().ok_or_else(reserved)?)
+        }
         Request::Pause => pause(machine, watch),
         Request::Resume => resume(machine, watch),
         Request::Hello { .. }
@@ -53,6 +58,7 @@ fn without_descriptors(machine: &Machine, watch: &Watch, request: Request) -> Re
         | Request::AddPmem(_)
         | Request::AddFs(_)
         | Request::AddHotplugMemory { .. }
+        | Request::ReserveHotplugMemory { .. }
         | Request::AddBalloon
         | Request::Boot
         | Request::Stop => Err(wrong_state("the VM runs already")),
