@@ -107,6 +107,8 @@ async fn a_vm_that_the_host_has_no_memory_for_is_told_apart() {
         assert!(pod.log().contains(reason), "{}", pod.log());
         soon(client.delete(web)).await.unwrap();
         soon(client.shutdown("web")).await.unwrap();
+        // The shim ends when all is told.
+        pod.assert_nothing_left();
         let topics: Vec<String> = containerd.told().into_iter().map(|event| event.topic).collect();
         let expected: &[&str] = if limited {
             &["create", "start", "oom", "exit", "delete"]
@@ -114,7 +116,6 @@ async fn a_vm_that_the_host_has_no_memory_for_is_told_apart() {
             &["create", "start", "exit", "delete"]
         };
         assert_eq!(topics, expected);
-        pod.assert_nothing_left();
     }
 }
 
