@@ -103,8 +103,9 @@ impl Pod {
     pub fn set_environment(&self, environment: &str) {
         let root = self.dir.path().display();
         let exe = env!("CARGO_BIN_EXE_containerd-shim-hull-v2");
+        // A backtrace needs memory; where there is none, the standard library waits for its own lock for ever.
         let text = format!(
-            "export HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_FSD={root}/fsd HULL_KERNEL={root}/index HULL_INITRAMFS={root}/index {environment}\nexec {exe} \"$@\""
+            "export RUST_BACKTRACE=0 HULL_STATE_DIR={root}/r HULL_VMM={root}/vmm HULL_FSD={root}/fsd HULL_KERNEL={root}/index HULL_INITRAMFS={root}/index {environment}\nexec {exe} \"$@\""
         );
         script(&self.shim.binary, &text);
     }
