@@ -4,9 +4,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub fn run(program: &str, words: &str) -> String {
+    attempt(program, words).unwrap_or_else(|error| panic!("{program} {words}: {error}"))
+}
+
+/// What a program says, or what it complains of.
+fn attempt(program: &str, words: &str) -> Result<String, String> {
     let output = Command::new(program).args(words.split(' ')).output().unwrap();
-    assert!(output.status.success(), "{program} {words}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// A network namespace by a name, as CNI makes it, with an interface that is set up.
@@ -44,17 +49,30 @@ impl Named {
 
     /// Which links there are, and which of them redirect.
     pub fn links(&self) -> String {
+        // A tap goes with the last process that has it, which may be ending now.
+        const ATTEMPTS: usize = 50;
+        let seen = std::iter::repeat_with(|| self.links_at_once()).take(ATTEMPTS).find_map(Result::ok);
+        seen.unwrap_or_else(|| self.links_at_once().unwrap())
+    }
+
+    /// An error where a link goes while one looks.
+    fn links_at_once(&self) -> Result<String, String> {
         let links = self.ip("-o link");
         let names: Vec<_> = links.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
-        let redirects = |name: &&&str| {
-            let name = name.split('@').next().unwrap();
-            let filters = run("ip", &format!("netns exec {} tc filter show dev {name} parent ffff:", self.0));
-            let queues = run("ip", &format!("netns exec {} tc qdisc show dev {name}", self.0));
-            assert_eq!(filters.is_empty(), !queues.contains("ingress"), "{filters} {queues}");
-            filters.contains("Egress Redirect to device")
-        };
-        let redirecting: Vec<_> = names.iter().filter(redirects).collect();
-        format!("{names:?} {redirecting:?}")
+        let mut redirecting = Vec::new();
+        for name in &names {
+            let device = name.split('@').next().unwrap();
+            let tc = |words: &str| attempt("ip", &format!("netns exec {} tc {words}", self.0));
+            let filters = tc(&format!("filter show dev {device} parent ffff:"))?;
+            let queues = tc(&format!("qdisc show dev {device}"))?;
+            if filters.is_empty() == queues.contains("ingress") {
+                return Err(format!("{name}: {filters} {queues}"));
+            }
+            if filters.contains("Egress Redirect to device") {
+                redirecting.push(name);
+            }
+        }
+        Ok(format!("{names:?} {redirecting:?}"))
     }
 }
 
