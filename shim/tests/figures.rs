@@ -10,9 +10,18 @@ use hull_shim::client::{Process, Reach};
 use hull_shim::pod_sockets;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Pod, soon};
+use support::{Pod, eventually, soon};
 
 const SANDBOX: Process<'static> = Process { container: "pod", exec: "" };
+
+/// Whether every thread has come to its stop, which the signal alone does not mean.
+fn is_stopped(pid: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let status = |thread: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap()
+    };
+    threads.map(status).all(|status| status.contains("State:\tT"))
+}
 
 #[tokio::test]
 async fn a_pod_tells_what_it_measures_also_when_its_vm_is_stuck() {
@@ -39,6 +48,7 @@ async fn a_pod_tells_what_it_measures_also_when_its_vm_is_stuck() {
     // Agent and monitor are one process here, and do not answer.
     let monitor = Pid::from_raw(monitor.cast_signed());
     kill(monitor, Signal::SIGSTOP).unwrap();
+    eventually(|| is_stopped(monitor), || "its threads go on".into());
     let asked = Instant::now();
     let stuck = soon(client.pod_metrics()).await.unwrap();
     assert!(asked.elapsed() < Duration::from_secs(10), "it gives up on them");
