@@ -57,11 +57,12 @@ pub fn watch(command: &mut Command, out: &mut dyn Write) -> Result<Seen, Error> 
     Ok(seen)
 }
 
-/// Understands nextest's summary, libtest's result and the plain `N passed, N failed`.
+/// Understands nextest's summary, libtest's result and the plain `N passed, N failed`. nextest shows the output of a test that
+/// failed with an indent: what is said there has been counted.
 fn closing_line(line: &str) -> Option<Count> {
     let line = strip_colours(line);
-    let line = line.trim();
-    let is_closing = line.starts_with("Summary [")
+    let line = line.trim_end();
+    let is_closing = line.trim_start().starts_with("Summary [")
         || line.starts_with("test result:")
         || line.split(' ').nth(1).is_some_and(|word| word == "passed,");
     if !is_closing {
@@ -116,6 +117,7 @@ mod tests {
             count(8, 2)
         );
         assert_eq!(closing_line("12 passed, 0 failed"), count(12, 0));
+        assert_eq!(closing_line("    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured"), None);
         assert_eq!(closing_line("test vm::a ... ok"), None);
         assert_eq!(closing_line("I have passed, you have not"), None);
     }
