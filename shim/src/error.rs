@@ -122,10 +122,12 @@ impl TaskError {
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
-            Self::Resize(_) => Code::UNKNOWN,
-            Self::WrongState { .. } | Self::Hook(_) | Self::Start(_) | Self::Plug(_) | Self::Record(_) => {
-                Code::UNKNOWN
-            }
+            Self::WrongState { .. }
+            | Self::Hook(_)
+            | Self::Start(_)
+            | Self::Plug(_)
+            | Self::Resize(_)
+            | Self::Record(_) => Code::UNKNOWN,
         }
     }
 

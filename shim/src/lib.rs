@@ -46,7 +46,7 @@ pub use daemon::DaemonError;
 pub use info::RUNTIME;
 pub use paths::{STATE_DEFAULT, STATE_VARIABLE, pod_sockets};
 pub use pod::{ArtifactError, Found};
-pub use proc_stat::start_ticks;
+pub use proc_stat::{ProcStat, start_ticks};
 
 /// Why the executable failed; printed as one line.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hull_shim::ProcStat;
 use hull_shim::client::messages::CreateTaskRequest;
 use hull_shim::client::{Process, Reach, Shim, TaskClient};
 use hull_shim::config::Config;
@@ -23,6 +24,8 @@ const STEP_MIB: u64 = 8;
 const MARGIN: u64 = 4;
 /// The file broker's name, as the kernel cuts it.
 const BROKER: &str = "hull-fsd";
+/// The parent's process id among the fields of `/proc/PID/stat` (proc_pid_stat(5)).
+const PARENT: usize = 4;
 
 /// What a pod takes, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -194,10 +197,10 @@ fn in_maps(smaps: &str) -> Memory {
 fn broker_of(shim: u32) -> Option<u32> {
     let processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok);
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.find(|pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let Some((name, fields)) = stat.rsplit_once(')') else { return false };
-        name.ends_with(BROKER) && fields.split_whitespace().nth(1) == Some(&shim.to_string())
+    pids.find(|&pid| {
+        let parent = ProcStat::read(pid).ok().and_then(|stat| stat.field(PARENT));
+        let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        parent == Some(shim.into()) && name().trim_end() == BROKER
     })
 }
 

@@ -148,7 +148,7 @@ impl Pod {
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
             size: shape,
-            room: room(shape, &self.config.vm, Host::this()),
+            room: room(shape, &self.config.vm, Host::this),
             disks: open.disks,
             // Without a file to share there is no broker.
             exports: (!exports.is_empty()).then_some(exports),
@@ -189,7 +189,7 @@ impl Pod {
         let shape = document.shape(&self.config)?;
         let spec = VmSpec {
             size: shape,
-            room: room(shape, &self.config.vm, Host::this()),
+            room: room(shape, &self.config.vm, Host::this),
             disks: Vec::new(),
             // A container that comes later may share files.
             exports: Some(Vec::new()),

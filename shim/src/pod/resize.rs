@@ -77,11 +77,12 @@ impl Host {
     }
 }
 
-/// How large a VM that begins with `size` can become.
-pub fn room(size: VmShape, bounds: &VmDefaults, host: Host) -> VmShape {
+/// How large a VM that begins with `size` can become. The host is asked only where it may.
+pub fn room(size: VmShape, bounds: &VmDefaults, host: impl FnOnce() -> Host) -> VmShape {
     if bounds.resize == Resize::Refuse {
         return size;
     }
+    let host = host();
     let vcpus = size.vcpus.saturating_mul(2).max(VCPUS_AT_LEAST).min(bounds.vcpus_max).min(host.cpus);
     let most = bounds.memory_mib_max.min(host.memory_mib).min(size.memory_mib.saturating_mul(TIMES_MAX));
     let further = most.saturating_sub(size.memory_mib) / REGION_MIB * REGION_MIB;
@@ -223,16 +224,20 @@ mod tests {
         let size = |vcpus, memory_mib| VmShape { vcpus, memory_mib };
         let host = Host { cpus: 8, memory_mib: 8000 };
         let bounds = VmDefaults { resize: Resize::Allow, ..VmDefaults::default() };
-        assert_eq!(room(size(1, 512), &bounds, host), size(4, 512 + 7424));
-        assert_eq!(room(size(3, 192), &bounds, host), size(6, 192 + 2816), "sixteen times");
-        assert_eq!(room(size(8, 8000), &bounds, host), size(8, 8000));
+        assert_eq!(room(size(1, 512), &bounds, || host), size(4, 512 + 7424));
+        assert_eq!(room(size(3, 192), &bounds, || host), size(6, 192 + 2816), "sixteen times");
+        assert_eq!(room(size(8, 8000), &bounds, || host), size(8, 8000));
         // Larger than the host: it has what was asked for, and no more.
-        assert_eq!(room(size(16, 9000), &bounds, host), size(16, 9000));
+        assert_eq!(room(size(16, 9000), &bounds, || host), size(16, 9000));
         let small = Host { cpus: 1, memory_mib: 0 };
-        assert_eq!(room(size(1, 512), &bounds, small), size(1, 512));
+        assert_eq!(room(size(1, 512), &bounds, || small), size(1, 512));
         let bounds = VmDefaults { vcpus_max: 2, memory_mib_max: 1000, ..bounds };
-        assert_eq!(room(size(1, 512), &bounds, host), size(2, 512 + 384));
-        assert_eq!(room(size(1, 512), &VmDefaults::default(), host), size(1, 512), "unless it is allowed");
+        assert_eq!(room(size(1, 512), &bounds, || host), size(2, 512 + 384));
+        assert_eq!(
+            room(size(1, 512), &VmDefaults::default(), || unreachable!()),
+            size(1, 512),
+            "unless it is allowed"
+        );
         let this = Host::this();
         assert!(this.cpus >= 1, "{this:?}");
     }
