@@ -1,19 +1,15 @@
 //! Disks and interfaces: programs in a container beside the same programs on the host.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use hull_tests::bridge::{self, GATEWAY, Server};
 use hull_tests::hull::{Hull, image, shared_store};
 use serde_json::Value;
 
 use crate::Table;
 
-/// The host on the bridge.
-const GATEWAY: &str = "10.87.0.1";
 const NAMESPACE: &str = "hull-bench";
 /// Of the disk or file that is read.
 const SIZE: &str = "16M";
@@ -77,32 +73,6 @@ fn disks(table: &mut Table) {
     hull.left_nothing();
 }
 
-/// A server on the host, ended with the benchmark.
-struct Server(Child);
-
-impl Server {
-    /// Returns once somebody listens on the port.
-    fn start(name: &str, program: &str, words: &[&str], port: &str) -> Self {
-        let mut command = Command::new(program);
-        let server =
-            Self(command.arg0(name).args(words).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-        let ends = Instant::now() + Duration::from_secs(60);
-        let listening = format!(":{:04X} 00000000:0000 0A", port.parse::<u16>().unwrap());
-        while !fs::read_to_string("/proc/net/tcp").unwrap().contains(&listening) {
-            assert!(Instant::now() < ends, "{program} does not listen");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        server
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _already_ended = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A network namespace on the bridge by a veth pair: what a container without a VM has.
 struct Veth;
 
@@ -130,7 +100,7 @@ fn shell(script: &str) {
 }
 
 fn interfaces(table: &mut Table) {
-    Hull::new().ok(["run", "--rm", "--network", "bridge", &image("busybox"), "true"]);
+    bridge::set_up();
     // Its mount is there before anything is compared.
     let _veth = Veth::new();
     let hull = Hull::new();
@@ -145,10 +115,9 @@ fn interfaces(table: &mut Table) {
         let what = format!("{what}: a guest, beside a network namespace on a veth pair");
         table.row(&what, &format!("{guest:.0}"), &format!("{host:.0}"), &format!("{:.2}", guest / host));
     };
-    let port = TcpListener::bind((GATEWAY, 0)).unwrap().local_addr().unwrap().port().to_string();
-    let iperf = Server::start("iperf3", "iperf3", &["-s", "-B", GATEWAY, "-p", &port], &port);
+    let iperf = Server::iperf();
     for (way, more) in [("to the host", &[][..]), ("from the host", &["-R"][..])] {
-        let words = [&["iperf3", "-J", "-t", "4", "-c", GATEWAY, "-p", &port], more].concat();
+        let words = [&["iperf3", "-J", "-t", "4", "-c", GATEWAY, "-p", &iperf.port], more].concat();
         let megabits = |report: &str| -> f64 {
             let report: Value = serde_json::from_str(report).unwrap();
             report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6
@@ -157,11 +126,9 @@ fn interfaces(table: &mut Table) {
         row(&format!("TCP {way}, Mbit/s"), (megabits(&guest), megabits(&host)));
     }
     drop(iperf);
-    let words = ["--bind", GATEWAY, "--port", &port, "--save", "", "--protected-mode", "no"];
-    // One program is both, by the name that it is called by.
-    let redis = Server::start("redis-server", "redis-check-rdb", &words, &port);
+    let redis = Server::redis();
     let benchmark =
-        ["redis-benchmark", "-h", GATEWAY, "-p", &port, "-n", "2000", "-c", "1", "-t", "get", "--csv"];
+        ["redis-benchmark", "-h", GATEWAY, "-p", &redis.port, "-n", "2000", "-c", "1", "-t", "get", "--csv"];
     let rate = |csv: &str| -> f64 {
         let line = csv.lines().find(|line| line.starts_with("\"GET\"")).unwrap_or_else(|| panic!("{csv}"));
         line.split(',').nth(1).unwrap().trim_matches('"').parse().unwrap()

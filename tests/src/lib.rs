@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod attempts;
+pub mod bridge;
 pub mod containerd;
 pub mod counters;
 pub mod craft;

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use hull_tests::bridge::{self, GATEWAY};
 use hull_tests::eventually;
 use hull_tests::hull::{Hull, finished, image, said};
 use tempfile::NamedTempFile;
@@ -105,15 +106,13 @@ fn an_interface_is_no_faster_than_chosen() {
     const LENGTH: usize = 6 << 20;
     // A second's worth may come at once, and a little lies in sockets when the clock is looked at.
     const LEAST: Duration = Duration::from_millis(4_500);
-    let bridge = ["--network", "bridge"];
-    // The bridge stays when its last container goes, as docker's does.
-    Hull::new().ok([&["run", "--rm"], &bridge[..], &[&image("busybox"), "true"]].concat());
+    bridge::set_up();
     let hull = Hull::new();
-    let id = under(&hull, &choose("[network]\nmib_per_second = 1\n"), &bridge, "busybox");
-    let listener = TcpListener::bind(("10.87.0.1", 0)).unwrap();
+    let id = under(&hull, &choose("[network]\nmib_per_second = 1\n"), &["--network", "bridge"], "busybox");
+    let listener = TcpListener::bind((GATEWAY, 0)).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
 
-    let out = format!("head -c {LENGTH} /dev/zero | nc 10.87.0.1 {port}");
+    let out = format!("head -c {LENGTH} /dev/zero | nc {GATEWAY} {port}");
     let mut sender = hull.command(["exec", &id, "sh", "-c", &out]).spawn().unwrap();
     let mut connection = listener.accept().unwrap().0;
     let begun = Instant::now();
@@ -124,7 +123,7 @@ fn an_interface_is_no_faster_than_chosen() {
     drop(connection);
     sender.wait().unwrap();
 
-    let into = format!("nc 10.87.0.1 {port} </dev/null | head -c {LENGTH} | wc -c");
+    let into = format!("nc {GATEWAY} {port} </dev/null | head -c {LENGTH} | wc -c");
     let receiver = hull.piped(["exec", &id, "sh", "-c", &into]);
     let mut connection = listener.accept().unwrap().0;
     let begun = Instant::now();

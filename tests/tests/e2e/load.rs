@@ -3,19 +3,16 @@
 //! The programs are the host's, seen through a volume: fio with direct I/O and io_uring, iperf3, redis-benchmark. What is fast
 //! enough is not asked here.
 
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use hull_tests::bridge::{self, GATEWAY, Server, is_listened_to};
 use hull_tests::containerd::Containerd;
 use hull_tests::eventually;
-use hull_tests::hull::{Hull, image};
+use hull_tests::hull::Hull;
 use serde_json::Value;
 
 use super::containerd::ThinPool;
 
-/// The host on the bridge.
-const GATEWAY: &str = "10.87.0.1";
 /// Docker's filter of system calls has no io_uring, and a privileged container has its VM's disks and kernel log.
 const OWNER: [&str; 3] = ["--privileged", "-v", "/usr:/usr:ro"];
 /// What no load may make a kernel say.
@@ -120,28 +117,6 @@ fn fio_writes_a_disk() {
     containerd.left_nothing();
 }
 
-/// A server on the host, ended with the test.
-struct Server(Child);
-
-impl Server {
-    fn start(name: &str, program: &str, words: &[&str]) -> Self {
-        let mut command = Command::new(program);
-        Self(command.arg0(name).args(words).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _already_ended = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that nobody has now.
-fn free_port() -> String {
-    TcpListener::bind((GATEWAY, 0)).unwrap().local_addr().unwrap().port().to_string()
-}
-
 /// Bytes that iperf3 counted at the receiver's end.
 fn received(report: &str) -> u64 {
     let report: Value = serde_json::from_str(report).unwrap();
@@ -152,24 +127,15 @@ fn received(report: &str) -> u64 {
 #[test]
 fn iperf_and_redis_between_guests_and_the_host() {
     const BYTES: u64 = 16 << 20;
-    // The bridge stays when its last container goes, as docker's does.
-    Hull::new().ok(["run", "--rm", "--network", "bridge", &image("busybox"), "true"]);
+    bridge::set_up();
     let hull = Hull::new();
     let options = [&OWNER[..], &["--network", "bridge"]].concat();
     let client = hull.detached(&options, "debian:12", &["sleep", "3600"]);
     let server = hull.detached(&options, "debian:12", &["iperf3", "-s", "-p", "5201"]);
     let address = hull.inspect(&server)["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
-    let port = free_port();
-    let host = Server::start("iperf3", "iperf3", &["-s", "-B", GATEWAY, "-p", &port]);
-    let listens = |container: Option<&str>, port: &str| {
-        let script = format!("grep -qi ':{:04X} 0*:0000 0A' /proc/net/tcp", port.parse::<u16>().unwrap());
-        match container {
-            None => Command::new("sh").args(["-c", &script]).status().unwrap().success(),
-            Some(id) => hull.run(["exec", id, "sh", "-c", &format!("{script} /proc/net/tcp6")]).code == 0,
-        }
-    };
-    eventually("the host's iperf3 listens", || listens(None, &port).then_some(()));
-    eventually("the guest's iperf3 listens", || listens(Some(&server), "5201").then_some(()));
+    let host = Server::iperf();
+    let tables = ["exec", &server, "cat", "/proc/net/tcp", "/proc/net/tcp6"];
+    eventually("the guest's iperf3 listens", || is_listened_to(&hull.ok(tables), "5201").then_some(()));
     let guests = [&client, &server].map(|id| (id, log(&hull, id)));
     let iperf = |to: &str, port: &str, more: &[&str]| {
         let bytes = BYTES.to_string();
@@ -178,27 +144,20 @@ fn iperf_and_redis_between_guests_and_the_host() {
         // What is under way when the sender has sent all is not counted.
         assert!(moved >= BYTES / 2, "{to} {more:?}: {moved} of {BYTES} bytes");
     };
-    iperf(GATEWAY, &port, &[]);
-    iperf(GATEWAY, &port, &["-R"]);
-    iperf(GATEWAY, &port, &["-P", "4"]);
+    iperf(GATEWAY, &host.port, &[]);
+    iperf(GATEWAY, &host.port, &["-R"]);
+    iperf(GATEWAY, &host.port, &["-P", "4"]);
     iperf(&address, "5201", &[]);
     iperf(&address, "5201", &["-R", "-P", "2"]);
     drop(host);
 
-    let port = free_port();
-    // One program is both, by the name that it is called by.
-    let redis = Server::start(
-        "redis-server",
-        "redis-check-rdb",
-        &["--bind", GATEWAY, "--port", &port, "--save", "", "--protected-mode", "no"],
-    );
-    eventually("redis listens", || listens(None, &port).then_some(()));
+    let redis = Server::redis();
     let benchmark = [
         "redis-benchmark",
         "-h",
         GATEWAY,
         "-p",
-        &port,
+        &redis.port,
         "-n",
         "2000",
         "-c",

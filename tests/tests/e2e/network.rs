@@ -6,11 +6,9 @@ use std::sync::Once;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hull_tests::bridge::GATEWAY;
 use hull_tests::hull::{Hull, image};
 use sha2::{Digest, Sha256};
-
-/// The host on the bridge.
-const GATEWAY: &str = "10.87.0.1";
 
 /// The bridge and its chains stay when the last container goes, as docker's do: they must be there before anything is compared.
 fn bridged() -> Hull {
