@@ -8,6 +8,7 @@ mod agent;
 mod artifacts;
 mod broker;
 mod cgroup;
+mod console;
 mod create;
 mod figures;
 mod forward;

@@ -307,7 +307,7 @@ impl Drop for Containerd {
             let log = fs::read_to_string(self.file("log")).unwrap_or_default();
             let told: Vec<&str> =
                 log.lines().filter(|line| line.contains("hull") || line.contains("level=error")).collect();
-            eprintln!("containerd:\n{}", told[told.len().saturating_sub(40)..].join("\n"));
+            eprintln!("containerd:\n{}", told[told.len().saturating_sub(120)..].join("\n"));
             if self.daemon.is_some() {
                 for id in self.run(["task", "ls", "-q"]).out.split_whitespace() {
                     let _ = self.ctr(["task", "kill", "-s", "SIGKILL", id]).output();

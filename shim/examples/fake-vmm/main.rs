@@ -11,6 +11,8 @@ mod broker;
 mod fault;
 mod streams;
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::os::unix::net::UnixStream as StdStream;
@@ -41,6 +43,7 @@ fn main() {
     nix::fcntl::fcntl(&control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     let mut ports = Vec::new();
     let mut listener = None;
+    let mut console: Option<File> = None;
     // A monitor holds its taps.
     let mut taps = Vec::new();
     loop {
@@ -52,7 +55,8 @@ fn main() {
             Request::Jail(_) => fault.at("jail"),
             Request::Machine(_) => {
                 fault.at("machine");
-                assert_eq!(fds.len(), 4);
+                let [_kvm, _kernel, _initramfs, file] = fds.try_into().unwrap();
+                console = Some(File::from(file));
             }
             Request::AddDisk(disk) => {
                 fault.at("disk");
@@ -80,6 +84,8 @@ fn main() {
                     }
                     Fault::Panic => {
                         let message = "VFS: Unable to mount root fs".to_owned();
+                        let trace = "Oops: 0000\r\nRIP: 0010:nowhere\r\n---[ end Kernel panic ]---\r\n";
+                        console.take().unwrap().write_all(trace.as_bytes()).unwrap();
                         control.send(&Message::Done, &[]).unwrap();
                         control.send(&Message::Exited(ExitReason::GuestPanic { message }), &[]).unwrap();
                         exit(0);
