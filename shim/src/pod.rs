@@ -21,6 +21,8 @@ mod news;
 mod relay;
 mod resize;
 mod rootfs;
+#[cfg(test)]
+mod rounds;
 mod update;
 mod usage;
 mod vm;

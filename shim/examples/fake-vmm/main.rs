@@ -30,7 +30,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use agent::FakeAgent;
-use fault::{Fault, note};
+use fault::{Fault, note, told};
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("broker") {
@@ -106,10 +106,11 @@ fn main() {
                                 fault.at("plug");
                                 reading.send(&Message::Plugged { slot: 7 }, &[]).unwrap();
                             }
-                            // A guest that has at most 256 MiB to give back and to take.
+                            // A guest that has at most 256 MiB to give back and to take, and may be told to keep some.
                             Request::SetHotplugMemory { mib } => {
                                 note("memory", &mib.to_string());
-                                plugged = mib.next_multiple_of(2).min(256);
+                                let kept = told("keeps").map_or(0, |keeps| plugged.min(keeps));
+                                plugged = mib.next_multiple_of(2).min(256).max(kept);
                                 reading.send(&Message::Done, &[]).unwrap();
                             }
                             Request::Stats => {
