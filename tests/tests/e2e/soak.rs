@@ -73,6 +73,7 @@ fn a_thousand_pods_twenty_at_a_time() {
     std::thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {
+                let _last = LastOfAll { next: &next, all };
                 while let number = next.fetch_add(1, Ordering::SeqCst)
                     && number < all
                 {
@@ -89,6 +90,20 @@ fn a_thousand_pods_twenty_at_a_time() {
     println!("the host before: {before}\nthe host after: {}", Counters::of_host());
     std::fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
     containerd.left_nothing();
+}
+
+/// Where one pod fails no further one is begun.
+struct LastOfAll<'a> {
+    next: &'a AtomicUsize,
+    all: usize,
+}
+
+impl Drop for LastOfAll<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.next.store(self.all, Ordering::SeqCst);
+        }
+    }
 }
 
 fn one_pod(containerd: &Containerd, name: &str) {
