@@ -42,6 +42,8 @@ use serde::{Deserialize, Serialize};
 
 pub use loopback::Loopback;
 pub use namespace::Namespace;
+#[cfg(test)]
+pub use tap::bare as bare_tap;
 
 use crate::config::Vhost;
 use crate::spec::NetworkChoice;

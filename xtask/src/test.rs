@@ -202,10 +202,13 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     let tests = library_tests("shim", "hull_shim")?;
     let names = ["a_disk_comes_and_goes", "shared_files_come_and_go"]
         .map(|name| format!("pod::hotplug::tests::{name}_in_a_real_guest"))
-        .to_vec();
+        .into_iter()
+        .chain([soak::PLUG.to_owned()])
+        .collect();
     jobs.push(Job::tests("devices that come and go", names, move |names| {
-        let mut host = place.host(180, "2048");
-        with_artifacts(&mut host).arg(&tests).args(["--ignored", "--exact"]).args(names);
+        let mut host = place.host(300, "2048");
+        host.env("HULL_SOAK", "1");
+        with_vhost(place, with_artifacts(&mut host)).arg(&tests).args(["--ignored", "--exact"]).args(names);
         host
     }));
     let tests = library_tests("vmm", "hull_vmm")?;
