@@ -194,6 +194,10 @@ pub struct Cgroup {
     directory: OwnedFd,
 }
 
+/// What takes an update back: what each file said before, in the order in which they were written.
+#[derive(Debug, Default)]
+pub struct Undo(Vec<Setting>);
+
 impl Cgroup {
     /// One that exists.
     pub fn find(path: PathBuf) -> Result<Self, CgroupError> {
@@ -239,26 +243,34 @@ impl Cgroup {
         })
     }
 
-    /// Writes every setting, or on an error none of them.
-    pub async fn apply(&self, limits: &Limits, writer: Writer<'_>) -> Result<(), CgroupError> {
+    /// Writes every setting, or on an error none of them. Returns what takes them back.
+    pub async fn apply(&self, limits: &Limits, writer: Writer<'_>) -> Result<Undo, CgroupError> {
         self.check_usage(limits)?;
-        let mut written: Vec<(&Setting, String)> = Vec::new();
+        let mut undo = Undo::default();
         for setting in &limits.settings {
             let before = self.read(&setting.file).unwrap_or_default();
             match self.write_by(writer, &setting.file, &setting.value).await {
-                Ok(()) => written.push((setting, before)),
+                Ok(()) => undo.0.push(Setting { value: setting.undo(&before), ..setting.clone() }),
                 Err(CgroupError::Missing(_)) if setting.missing == Missing::Harmless => {}
                 Err(error) => {
-                    for (setting, before) in written.iter().rev() {
-                        if let Err(undo) = self.write_by(writer, &setting.file, &setting.undo(before)).await {
-                            log::error!("restoring {} after a failed update: {undo}", setting.file);
-                        }
+                    if let Err(kept) = self.take_back(undo, writer).await {
+                        log::error!("a limit stays after a failed update: {kept}");
                     }
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(undo)
+    }
+
+    /// Writes what was there before, last first: all that can be, and the first error.
+    pub async fn take_back(&self, undo: Undo, writer: Writer<'_>) -> Result<(), CgroupError> {
+        let mut result = Ok(());
+        for setting in undo.0.iter().rev() {
+            let written = self.write_by(writer, &setting.file, &setting.value).await;
+            result = result.and(written);
+        }
+        result
     }
 
     async fn write_by(&self, writer: Writer<'_>, file: &str, value: &str) -> Result<(), CgroupError> {

@@ -120,7 +120,7 @@ impl Agent for Service {
         if request.api_version != API_VERSION {
             return Err(Error::Version { theirs: request.api_version, ours: API_VERSION }.into());
         }
-        Ok(pod::info())
+        Ok(pod::info(&self.environment))
     }
 
     async fn configure_pod(
@@ -244,6 +244,15 @@ impl Agent for Service {
 
     async fn container_stats(
         &self,
+    async fn revert_update(
+        &self,
+        _: &TtrpcContext,
+        request: api::ContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let id = &request.container_id;
+        Ok(self.container(id)?.ask(id, |reply| Request::Revert { reply }).await.map(empty)?)
+    }
+
         _: &TtrpcContext,
         request: api::ContainerRequest,
     ) -> ttrpc::Result<api::ContainerStatsResponse> {

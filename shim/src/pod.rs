@@ -8,6 +8,7 @@ mod agent;
 mod artifacts;
 mod broker;
 mod cgroup;
+mod console;
 mod create;
 mod figures;
 mod forward;
@@ -20,6 +21,8 @@ mod news;
 mod relay;
 mod resize;
 mod rootfs;
+#[cfg(test)]
+mod rounds;
 mod update;
 mod usage;
 mod vm;

@@ -200,11 +200,15 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     }
     jobs.push(oci::job(place)?);
     let tests = library_tests("shim", "hull_shim")?;
-    let names = ["a_disk_comes_and_goes", "shared_files_come_and_go"]
-        .map(|name| format!("pod::hotplug::tests::{name}_in_a_real_guest"))
-        .into_iter()
-        .chain([soak::PLUG.to_owned()])
-        .collect();
+    let names = [
+        "hotplug::tests::a_disk_comes_and_goes",
+        "hotplug::tests::shared_files_come_and_go",
+        "rounds::containers_come_and_go",
+    ]
+    .map(|name| format!("pod::{name}_in_a_real_guest"))
+    .into_iter()
+    .chain([soak::PLUG.to_owned()])
+    .collect();
     jobs.push(Job::tests("devices that come and go", names, move |names| {
         let mut host = place.host(300, "2048");
         host.env("HULL_SOAK", "1");

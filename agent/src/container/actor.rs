@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::create::{self, Created, Creation};
 use super::handle::{ProcessName, Registry, Reply, Request};
 use super::process::{Exit, Others, Process, State, now_nanos, supervise};
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{Cgroup, CgroupError, Undo};
 use crate::deadline;
 use crate::environment::Environment;
 use crate::error::Error;
@@ -76,8 +76,8 @@ struct Actor {
     /// The end of init, which is announced after the ends of all execs.
     init_exit: Option<Exit>,
     execs: HashMap<String, Process>,
-    /// Held by the update that is at work: one after the other, each all or nothing.
-    updates: Arc<Mutex<()>>,
+    /// What takes the last update back. Held by the one that is at work: one after the other, each all or nothing.
+    updates: Arc<Mutex<Undo>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -206,6 +206,7 @@ impl Actor {
             Request::Update { limits, reply } => self.update(limits, reply),
             Request::Stats { reply } => {
                 answer(reply, self.cgroup("read statistics").map(|cgroup| cgroup.stats()));
+            Request::Revert { reply } => self.revert(reply),
             }
             Request::Pids { reply } => answer(reply, self.pids()),
         }

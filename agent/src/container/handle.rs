@@ -55,6 +55,7 @@ pub enum Request {
     Pause { reply: Reply<()> },
     Resume { reply: Reply<()> },
     Update { limits: Limits, reply: Reply<()> },
+    Revert { reply: Reply<()> },
     Stats { reply: Reply<api::ContainerStatsResponse> },
     Pids { reply: Reply<Vec<u32>> },
 }

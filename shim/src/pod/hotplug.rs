@@ -128,7 +128,7 @@ impl Vm {
 mod soak;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write;
     use std::os::fd::OwnedFd;
     use std::path::Path;
@@ -195,7 +195,7 @@ mod tests {
     }
 
     /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
-    async fn boot(folder: &Path) -> Vm {
+    pub async fn boot(folder: &Path) -> Vm {
         boot_with(folder, None).await
     }
 
