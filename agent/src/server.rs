@@ -242,8 +242,6 @@ impl Agent for Service {
         Ok(container.ask(id, |reply| Request::Update { limits, reply }).await.map(empty)?)
     }
 
-    async fn container_stats(
-        &self,
     async fn revert_update(
         &self,
         _: &TtrpcContext,
@@ -253,6 +251,8 @@ impl Agent for Service {
         Ok(self.container(id)?.ask(id, |reply| Request::Revert { reply }).await.map(empty)?)
     }
 
+    async fn container_stats(
+        &self,
         _: &TtrpcContext,
         request: api::ContainerRequest,
     ) -> ttrpc::Result<api::ContainerStatsResponse> {

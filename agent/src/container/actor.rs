@@ -204,9 +204,9 @@ impl Actor {
                 answer(reply, result);
             }
             Request::Update { limits, reply } => self.update(limits, reply),
+            Request::Revert { reply } => self.revert(reply),
             Request::Stats { reply } => {
                 answer(reply, self.cgroup("read statistics").map(|cgroup| cgroup.stats()));
-            Request::Revert { reply } => self.revert(reply),
             }
             Request::Pids { reply } => answer(reply, self.pids()),
         }
