@@ -2,6 +2,7 @@
 //!
 //! The agent reads and writes these files through descriptors it opened itself; a container cannot redirect them.
 
+mod below;
 mod devices;
 mod events;
 mod kills;
@@ -67,6 +68,12 @@ pub enum CgroupError {
         /// Bytes in use.
         usage: u64,
     },
+    /// A path that leads out of the container's cgroup.
+    #[error("{0:?} is not a sub cgroup path")]
+    Outside(String),
+    /// A path that leads nowhere.
+    #[error("the container has no cgroup {0:?} below its own")]
+    NotBelow(String),
     /// It did not settle in time.
     #[error("cgroup: still not {0} after {deadline} s", deadline = SETTLE_DEADLINE.as_secs())]
     Unsettled(&'static str),
@@ -187,16 +194,16 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// What takes an update back: what each file said before, in the order in which they were written.
+#[derive(Debug, Default)]
+pub struct Undo(Vec<Setting>);
+
 /// A container's cgroup. It must be removed with [`Cgroup::remove`]; dropping it only closes the descriptor.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
     directory: OwnedFd,
 }
-
-/// What takes an update back: what each file said before, in the order in which they were written.
-#[derive(Debug, Default)]
-pub struct Undo(Vec<Setting>);
 
 impl Cgroup {
     /// One that exists.

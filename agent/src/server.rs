@@ -70,8 +70,10 @@ impl Service {
     async fn exec(&self, request: api::CreateExecRequest) -> Result<(), Error> {
         let container = self.container(&request.container_id)?;
         let spec = Box::new(checked::exec(&request)?);
+        let cgroup = Some(request.cgroup).filter(|path| !path.is_empty());
         let (id, stdio) = (request.exec_id, request.stdio.unwrap_or_default());
-        container.ask(&request.container_id, |reply| Request::Exec { id, spec, stdio, reply }).await
+        let exec = |reply| Request::Exec { id, spec, cgroup, stdio, reply };
+        container.ask(&request.container_id, exec).await
     }
 
     async fn signal(&self, request: api::SignalProcessRequest) -> Result<(), Error> {

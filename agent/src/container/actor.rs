@@ -176,7 +176,9 @@ impl Actor {
 
     fn handle(&mut self, request: Request) {
         match request {
-            Request::Exec { id, spec, stdio, reply } => answer(reply, self.create_exec(id, spec, &stdio)),
+            Request::Exec { id, spec, cgroup, stdio, reply } => {
+                answer(reply, self.create_exec(id, spec, cgroup, &stdio));
+            }
             Request::Start { name: ProcessName::Init, reply } => self.start_init(reply),
             Request::Start { name: ProcessName::Exec(id), reply } => self.start_exec(id, reply),
             Request::Signal { target, signal, reply } => {

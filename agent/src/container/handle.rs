@@ -43,7 +43,7 @@ pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What a container can be asked.
 pub enum Request {
-    Exec { id: String, spec: Box<ProcessSpec>, stdio: api::Stdio, reply: Reply<()> },
+    Exec { id: String, spec: Box<ProcessSpec>, cgroup: Option<String>, stdio: api::Stdio, reply: Reply<()> },
     Start { name: ProcessName, reply: Reply<u32> },
     Signal { target: Target, signal: i32, reply: Reply<()> },
     Watch { name: ProcessName, reply: Reply<watch::Receiver<Option<Exit>>> },
