@@ -46,6 +46,7 @@ while [ ! -e /stop ]; do
   round=$((round + 1))
   echo $round >/rounds
   dmesg -r -c >>/log || exit 6
+  usleep 200000
 done
 "#;
 
@@ -184,6 +185,13 @@ async fn round(vm: &Vm, share: impl Fn() -> Export, number: usize) {
     }
 }
 
+/// Whether a line weighs as much as a warning (4) or more. That the clocks of an emulated, busy host are read slowly is not
+/// its devices' doing.
+fn is_a_complaint(line: &str) -> bool {
+    let weight = line.strip_prefix('<').and_then(|rest| rest.split_once('>')?.0.parse::<u8>().ok());
+    weight.is_some_and(|weight| weight & 7 <= 4) && !line.contains("clocksource: ")
+}
+
 #[test]
 #[ignore = "needs a KVM that runs Linux, and the built programs: `make test` runs a part of it in the test host"]
 fn a_day_of_devices_in_a_real_guest() {
@@ -195,7 +203,7 @@ fn a_day_of_devices_in_a_real_guest() {
         let program = std::env::var_os(BROKER_VARIABLE).unwrap();
         let at_work = place.path().join("work");
         let root = folder(&at_work, Path::new("/bin/busybox"), "bin/sh");
-        for name in ["cat", "tr", "mknod", "dmesg", "head", "dd", "blockdev", "cmp"] {
+        for name in ["cat", "tr", "mknod", "dmesg", "head", "dd", "blockdev", "cmp", "usleep"] {
             std::os::unix::fs::symlink("sh", at_work.join("bin").join(name)).unwrap();
         }
         let vm = boot_with(place.path(), Some(vec![root])).await;
@@ -227,17 +235,9 @@ fn a_day_of_devices_in_a_real_guest() {
         fs::write(at_work.join("stop"), "").unwrap();
         assert_eq!(vm.agent.wait_process(&process("work")).await.unwrap().code, 0);
         vm.agent.delete_container(&container("work")).await.unwrap();
-        // The kernel announces each disk. What weighs as much as a warning (4) or more is a complaint.
+        // The kernel announces each disk.
         let log = done("log");
-        let complaints: Vec<&str> = log
-            .lines()
-            .filter(|line| {
-                line.trim_start_matches('<')
-                    .split('>')
-                    .next()
-                    .is_some_and(|weight| weight.parse::<u8>().is_ok_and(|weight| weight & 7 <= 4))
-            })
-            .collect();
+        let complaints: Vec<&str> = log.lines().filter(|line| is_a_complaint(line)).collect();
         println!(
             "the guest's kernel said {} lines, {} of them complaints",
             log.lines().count(),
