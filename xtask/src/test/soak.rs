@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use super::{Error, Place, build, executable, fixtures, packages, run as finish, say};
+use super::{Error, Place, artifacts, build, built, executable, fixtures, packages, run as finish, say};
 
 /// Containers from one agent.
 const ROUNDS: u32 = 10_000;
@@ -16,6 +16,8 @@ const SECONDS: u32 = 12 * 60 * 60;
 pub enum Part {
     /// Containers from one agent.
     Agent,
+    /// Containers in one real guest.
+    Guest,
     /// Pods.
     Pods,
     /// Execs in one pod.
@@ -27,10 +29,10 @@ pub enum Part {
 }
 
 impl Part {
-    /// The end-to-end test that it is; the agent's is none.
+    /// The end-to-end test that it is; the agent's and the guest's are none.
     fn test(self) -> Option<&'static str> {
         match self {
-            Self::Agent => None,
+            Self::Agent | Self::Guest => None,
             Self::Pods => Some("soak::a_thousand_pods_twenty_at_a_time"),
             Self::Execs => Some("soak::a_thousand_execs_in_one_pod"),
             Self::Trues => Some("soak::a_thousand_trues_and_their_events"),
@@ -48,6 +50,7 @@ pub fn run(only: &[Part], percent: u32, at_once: u32) -> Result<ExitCode, Error>
     for part in parts {
         say(&format!("soak: {part:?}"));
         match part.test() {
+            None if *part == Part::Guest => guest(percent)?,
             None => agent(percent)?,
             Some(test) => {
                 let mut host = Place::find()?.beside_a_registry(SECONDS, "6144");
@@ -58,6 +61,15 @@ pub fn run(only: &[Part], percent: u32, at_once: u32) -> Result<ExitCode, Error>
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Containers one after the other, in one microVM.
+fn guest(percent: u32) -> Result<(), Error> {
+    const TEST: &str = "pod::rounds::containers_come_and_go_in_a_real_guest";
+    let binary = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
+    let mut host = Place::find()?.host(SECONDS, "2048");
+    host.env("HULL_ROUNDS", (ROUNDS / 100 * percent).to_string()).envs(artifacts());
+    finish(host.arg(binary).args(["--ignored", "--exact", "--nocapture", TEST]))
 }
 
 /// Containers one after the other, from one agent, the one that is shipped.
