@@ -21,6 +21,8 @@ const SECONDS: u32 = 12 * 60 * 60;
 pub enum Part {
     /// Containers from one agent.
     Agent,
+    /// Containers in one real guest.
+    Guest,
     /// Pods.
     Pods,
     /// Execs in one pod.
@@ -34,10 +36,10 @@ pub enum Part {
 }
 
 impl Part {
-    /// The end-to-end test that it is; the agent's and that of devices are none.
+    /// The end-to-end test that it is; those of the agent, of one guest and of devices are none.
     fn test(self) -> Option<&'static str> {
         match self {
-            Self::Agent | Self::Plug => None,
+            Self::Agent | Self::Guest | Self::Plug => None,
             Self::Pods => Some("soak::a_thousand_pods_twenty_at_a_time"),
             Self::Execs => Some("soak::a_thousand_execs_in_one_pod"),
             Self::Trues => Some("soak::a_thousand_trues_and_their_events"),
@@ -56,6 +58,7 @@ pub fn run(only: &[Part], percent: u32, at_once: u32) -> Result<ExitCode, Error>
         say(&format!("soak: {part:?}"));
         match part.test() {
             None if *part == Part::Plug => plug(percent)?,
+            None if *part == Part::Guest => guest(percent)?,
             None => agent(percent)?,
             Some(test) => {
                 let mut host = Place::find()?.beside_a_registry(SECONDS, "6144");
@@ -75,6 +78,15 @@ fn agent(percent: u32) -> Result<(), Error> {
     host.env("HULL_ROUNDS", (ROUNDS / 100 * percent).to_string());
     host.env("HULL_AGENT", build::target().join("release/hull-agent"));
     finish(host.arg(binary).arg("--nocapture"))
+}
+
+/// Containers one after the other, in one microVM, by the shim's own test.
+fn guest(percent: u32) -> Result<(), Error> {
+    const TEST: &str = "pod::rounds::containers_come_and_go_in_a_real_guest";
+    let tests = library_tests("shim", "hull_shim")?;
+    let mut host = Place::find()?.host(SECONDS, "2048");
+    host.env("HULL_ROUNDS", (ROUNDS / 100 * percent).to_string());
+    finish(with_artifacts(&mut host).arg(tests).args(["--ignored", "--nocapture", "--exact", TEST]))
 }
 
 /// Devices in one guest, by the shim's own test.
