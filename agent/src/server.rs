@@ -60,7 +60,9 @@ impl Service {
             return Err(Error::ShuttingDown);
         }
         let nodes = checked::device_nodes(&request)?;
+        let disks = devices::numbers(&self.environment.disks, &request.block_devices)?;
         let mut creation = checked::creation(request)?;
+        creation.spec.translate_devices(&disks);
         if nodes == api::DeviceNodes::OF_GUEST {
             creation.spec.add_devices(devices::of_the_guest());
         }

@@ -86,6 +86,14 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// A device of the host that the container shall have.
+    #[error("cannot use the device {path}", path = path.display())]
+    Device {
+        /// Its node.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// KVM.
     #[error("cannot run microVMs on this host: {0}; 'hull check' says more")]
     Kvm(String),

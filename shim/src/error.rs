@@ -8,7 +8,7 @@ use ttrpc::proto::Code;
 use crate::config::FILE;
 use crate::hooks::HookError;
 use crate::io::StdioError;
-use crate::pod::{AgentError, PlugError, ResizeError, RootfsError, StartError};
+use crate::pod::{AgentError, DeviceError, PlugError, ResizeError, RootfsError, StartError};
 use crate::record::RecordError;
 use crate::spec::{SpecError, VmShape};
 
@@ -94,6 +94,9 @@ pub enum TaskError {
     /// The VM did not take what the container needs.
     #[error(transparent)]
     Plug(#[from] PlugError),
+    /// A block device of the host cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A hook that prepares the container.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -122,7 +125,9 @@ impl TaskError {
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
+            Self::Plug(PlugError::Device(DeviceError::Access { .. })) => Code::FAILED_PRECONDITION,
             Self::WrongState { .. }
+            | Self::Device(_)
             | Self::Hook(_)
             | Self::Start(_)
             | Self::Plug(_)

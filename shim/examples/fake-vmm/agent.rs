@@ -232,6 +232,9 @@ impl Agent for FakeAgent {
         if spec["hostname"] == "slow" {
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         }
+        for device in &request.block_devices {
+            note("disks", &format!("{} is {}:{}", device.serial, device.major, device.minor));
+        }
         self.prepare((request.container_id, String::new()), spec["process"].clone(), &request.stdio);
         Ok(api::CreateContainerResponse { pid: 1, ..Default::default() })
     }

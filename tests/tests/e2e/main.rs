@@ -12,6 +12,7 @@ mod confined;
 mod containerd;
 mod cri;
 mod detached;
+mod devices;
 mod docker;
 mod exits;
 mod hostile;
