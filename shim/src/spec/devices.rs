@@ -9,16 +9,19 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use super::SpecError;
 use super::volumes::VolumeAccess;
 
-/// Character devices that are the kernel's own, whatever the hardware: major number, and minor number if not all.
-const SOFTWARE: [(i64, Option<i64>); 10] = [
-    (1, Some(3)),    // null
-    (1, Some(5)),    // zero
-    (1, Some(7)),    // full
-    (1, Some(8)),    // random
-    (1, Some(9)),    // urandom
-    (5, Some(0)),    // tty
-    (5, Some(2)),    // ptmx
-    (136, None),     // terminals
+/// Character devices that every container has: major number, and minor number if not all.
+const EVERYWHERE: [(i64, Option<i64>); 8] = [
+    (1, Some(3)), // null
+    (1, Some(5)), // zero
+    (1, Some(7)), // full
+    (1, Some(8)), // random
+    (1, Some(9)), // urandom
+    (5, Some(0)), // tty
+    (5, Some(2)), // ptmx
+    (136, None),  // terminals
+];
+/// Those that are software of the guest's kernel, as they are of the host's.
+const SOFTWARE: [(i64, Option<i64>); 2] = [
     (10, Some(200)), // net/tun
     (10, Some(229)), // fuse
 ];
@@ -50,7 +53,10 @@ pub fn take(linux: &mut Linux) -> Result<Vec<BlockDevice>, SpecError> {
                 }
                 kept.push(device);
             }
-            LinuxDeviceType::C | LinuxDeviceType::U if is_software(&device) => kept.push(device),
+            LinuxDeviceType::C | LinuxDeviceType::U if is_among(&EVERYWHERE, &device) => {
+                kept.extend(named.map(|_| device));
+            }
+            LinuxDeviceType::C | LinuxDeviceType::U if is_among(&SOFTWARE, &device) => kept.push(device),
             LinuxDeviceType::C | LinuxDeviceType::U if named.is_some() => {
                 return Err(SpecError::Unsupported(format!(
                     "the character device {} ({}:{}) is the host's, and no VM has it: only block devices come along",
@@ -113,11 +119,11 @@ fn block(device: &LinuxDevice, access: VolumeAccess) -> Result<BlockDevice, Spec
     }
 }
 
-fn is_software(device: &LinuxDevice) -> bool {
+fn is_among(list: &[(i64, Option<i64>)], device: &LinuxDevice) -> bool {
     let is = |(major, minor): &(i64, Option<i64>)| {
         *major == device.major() && minor.is_none_or(|minor| minor == device.minor())
     };
-    SOFTWARE.iter().any(is)
+    list.iter().any(is)
 }
 
 /// A rule about block devices by number, none of which is in the guest under that number.
@@ -201,8 +207,15 @@ mod tests {
             let (blocks, linux) = taken(&devices, &rules).unwrap();
             assert_eq!(blocks, [], "{rules}");
             let kept = linux["devices"].as_array().unwrap().iter().map(|device| device["path"].clone());
-            assert_eq!(kept.collect::<Vec<_>>(), ["/dev/fuse", "/dev/pts/0", "/run/pipe"], "{rules}");
+            assert_eq!(kept.collect::<Vec<_>>(), ["/dev/fuse", "/run/pipe"], "{rules}");
         }
+    }
+
+    #[test]
+    fn what_every_container_has_is_made_where_it_is_named() {
+        let devices = json!([device("c", "/dev/null", 1, 3), device("c", "/dev/ptmx", 5, 2)]);
+        let (_, linux) = taken(&devices, &json!([rule(true, "c", 1, 3, "rwm")])).unwrap();
+        assert_eq!(linux["devices"], json!([devices[0]]));
     }
 
     #[test]
