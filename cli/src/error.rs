@@ -38,6 +38,9 @@ pub enum CliError {
     /// Neither a container nor an image.
     #[error("no such object: {0}")]
     NoSuchObject(String),
+    /// More than one pod.
+    #[error("more than one pod has an id that begins with {0:?}")]
+    AmbiguousPod(String),
     /// The image is for another machine.
     #[error("the image is for {image}, not for this host ({host}): use --platform to choose another variant")]
     Platform {

@@ -76,6 +76,11 @@ pub enum TaskError {
     /// The VM has not got the size that the limits take.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// The configuration has no debug console.
+    #[error(
+        "the pod has no debug console: it is there for pods that are created after an administrator has set debug.console = true in {FILE}"
+    )]
+    NoConsole,
     /// The shim is on its way out.
     #[error("the pod is shutting down")]
     ShuttingDown,
@@ -118,7 +123,7 @@ impl TaskError {
             Self::NoContainer(_) | Self::NoExec { .. } | Self::Finished | Self::NoUsage(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::InvalidId(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
-            Self::Precondition { .. } | Self::ShuttingDown => Code::FAILED_PRECONDITION,
+            Self::Precondition { .. } | Self::NoConsole | Self::ShuttingDown => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::VmTooSmall { .. } | Self::Resize(ResizeError::Partly { .. }) => Code::RESOURCE_EXHAUSTED,
             Self::Spec(error) => error.code(),

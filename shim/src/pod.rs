@@ -9,6 +9,7 @@ mod artifacts;
 mod broker;
 mod cgroup;
 mod create;
+mod debug;
 mod devices;
 mod figures;
 mod forward;

@@ -380,6 +380,11 @@ impl Agent for FakeAgent {
         Ok(api::ContainerStatsResponse { memory: Some(memory).into(), ..Default::default() })
     }
 
+    async fn debug(&self, _: &TtrpcContext, request: api::DebugRequest) -> ttrpc::Result<api::DebugResponse> {
+        let output = format!("answer to {}\n", request.line).into_bytes();
+        Ok(api::DebugResponse { output, cut: request.line == "long", ..Default::default() })
+    }
+
     async fn next_event(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestEvent> {
         if self.fault != Fault::Flood {
             std::future::pending::<()>().await;

@@ -50,8 +50,9 @@ fn main() {
             Request::Hello { .. } => fault.at("hello"),
             // It stays free: its containers are processes of the host.
             Request::Jail(_) => fault.at("jail"),
-            Request::Machine(_) => {
+            Request::Machine(machine) => {
                 fault.at("machine");
+                note("kernel", &machine.kernel_args);
                 assert_eq!(fds.len(), 4);
             }
             Request::AddDisk(disk) => {

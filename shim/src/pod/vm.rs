@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hull_protocol::agent::api::agent::ShutdownRequest;
-use hull_protocol::agent::{CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
+use hull_protocol::agent::{CONTROL_PORT, DEBUG_ARGUMENT, GUEST_CID, VOLUMES_TAG};
 use hull_protocol::vmm::{
     Channel, FsCache, FsConfig, JailConfig, JailNetwork, MachineConfig, RateLimits, Request, VERSION,
     VsockConfig,
@@ -29,7 +29,7 @@ use super::{
     RootfsNames, Size, jail, resize,
 };
 use crate::cgroup::CgroupRecord;
-use crate::config::{Config, FreeMemory};
+use crate::config::{Config, DebugConsole, FreeMemory};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
@@ -200,7 +200,7 @@ impl Booting {
                 online_vcpus: Some(spec.size.vcpus),
                 cpu: config.vm.cpu,
                 memory_mib: spec.size.memory_mib,
-                kernel_args: KERNEL_ARGS.to_owned(),
+                kernel_args: kernel_args(config.debug_console),
                 console_limit_bytes: CONSOLE_LIMIT,
             };
             let fds = [kvm, kernel, initramfs, console].map(OwnedFd::from).into();
@@ -389,6 +389,14 @@ impl Vm {
         let undone = undo.run().await;
         self.remains.send_replace(Remains::Nothing);
         undone
+    }
+}
+
+/// What the guest's kernel is told.
+fn kernel_args(console: DebugConsole) -> String {
+    match console {
+        DebugConsole::Off => KERNEL_ARGS.to_owned(),
+        DebugConsole::On => format!("{KERNEL_ARGS} {DEBUG_ARGUMENT}"),
     }
 }
 

@@ -11,6 +11,7 @@ mod configured;
 mod confined;
 mod containerd;
 mod cri;
+mod debug;
 mod detached;
 mod devices;
 mod docker;
