@@ -2,6 +2,7 @@
 //!
 //! The agent reads and writes these files through descriptors it opened itself; a container cannot redirect them.
 
+mod below;
 mod devices;
 mod events;
 mod kills;
@@ -67,6 +68,12 @@ pub enum CgroupError {
         /// Bytes in use.
         usage: u64,
     },
+    /// A path that leads out of the container's cgroup.
+    #[error("{0:?} is not a sub cgroup path")]
+    Outside(String),
+    /// A path that leads nowhere.
+    #[error("the container has no cgroup {0:?} below its own")]
+    NotBelow(String),
     /// It did not settle in time.
     #[error("cgroup: still not {0} after {deadline} s", deadline = SETTLE_DEADLINE.as_secs())]
     Unsettled(&'static str),
@@ -187,6 +194,10 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// What takes an update back: what each file said before, in the order in which they were written.
+#[derive(Debug, Default)]
+pub struct Undo(Vec<Setting>);
+
 /// A container's cgroup. It must be removed with [`Cgroup::remove`]; dropping it only closes the descriptor.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -239,26 +250,34 @@ impl Cgroup {
         })
     }
 
-    /// Writes every setting, or on an error none of them.
-    pub async fn apply(&self, limits: &Limits, writer: Writer<'_>) -> Result<(), CgroupError> {
+    /// Writes every setting, or on an error none of them. Returns what takes them back.
+    pub async fn apply(&self, limits: &Limits, writer: Writer<'_>) -> Result<Undo, CgroupError> {
         self.check_usage(limits)?;
-        let mut written: Vec<(&Setting, String)> = Vec::new();
+        let mut undo = Undo::default();
         for setting in &limits.settings {
             let before = self.read(&setting.file).unwrap_or_default();
             match self.write_by(writer, &setting.file, &setting.value).await {
-                Ok(()) => written.push((setting, before)),
+                Ok(()) => undo.0.push(Setting { value: setting.undo(&before), ..setting.clone() }),
                 Err(CgroupError::Missing(_)) if setting.missing == Missing::Harmless => {}
                 Err(error) => {
-                    for (setting, before) in written.iter().rev() {
-                        if let Err(undo) = self.write_by(writer, &setting.file, &setting.undo(before)).await {
-                            log::error!("restoring {} after a failed update: {undo}", setting.file);
-                        }
+                    if let Err(kept) = self.take_back(undo, writer).await {
+                        log::error!("a limit stays after a failed update: {kept}");
                     }
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(undo)
+    }
+
+    /// Writes what was there before, last first: all that can be, and the first error.
+    pub async fn take_back(&self, undo: Undo, writer: Writer<'_>) -> Result<(), CgroupError> {
+        let mut result = Ok(());
+        for setting in undo.0.iter().rev() {
+            let written = self.write_by(writer, &setting.file, &setting.value).await;
+            result = result.and(written);
+        }
+        result
     }
 
     async fn write_by(&self, writer: Writer<'_>, file: &str, value: &str) -> Result<(), CgroupError> {

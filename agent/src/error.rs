@@ -143,7 +143,7 @@ impl Error {
             | Self::ForeignUsers(_)
             | Self::ShuttingDown
             | Self::NoConsole
-            | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_))
+            | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_) | LaunchError::Divided)
             | Self::Rootfs(RootfsError::NoDisk(_))
             | Self::Network(NetworkError::NoLink(_))
             | Self::Slot(SlotError::Unfit { .. })
@@ -154,7 +154,12 @@ impl Error {
             | Self::Range { .. }
             | Self::Version { .. }
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })
-            | Self::Cgroup(CgroupError::Refused { .. } | CgroupError::BelowUsage { .. })
+            | Self::Cgroup(
+                CgroupError::Refused { .. }
+                | CgroupError::BelowUsage { .. }
+                | CgroupError::Outside(_)
+                | CgroupError::NotBelow(_),
+            )
             | Self::Rootfs(
                 RootfsError::NoLower
                 | RootfsError::Serial(_)

@@ -61,6 +61,9 @@ pub enum LaunchError {
     /// It was to join a container that has ended.
     #[error("the container's init process has ended")]
     ContainerEnded,
+    /// It has given its controllers to cgroups below, or is threaded: no process can be in it.
+    #[error("the cgroup is divided: no process can be in it, only in those below")]
+    Divided,
     /// An id that the container's user namespace does not have.
     #[error("{what} {id} is not mapped in the container's user namespace")]
     Unmapped {
@@ -82,6 +85,14 @@ pub enum LaunchError {
 impl LaunchError {
     fn agent(what: &'static str) -> impl Fn(Errno) -> Self {
         move |source| Self::Agent { what, source: source.into() }
+    }
+
+    fn clone(what: &'static str) -> impl Fn(Errno) -> Self {
+        move |source| match source {
+            // Of a clone into a cgroup (clone3(2)).
+            Errno::EBUSY | Errno::EOPNOTSUPP => Self::Divided,
+            source => Self::Agent { what, source: source.into() },
+        }
     }
 }
 
@@ -307,16 +318,33 @@ fn planned_nodes(spec: &ContainerSpec, user: &UserNamespace) -> Result<Vec<Plann
         .collect()
 }
 
-/// Clones a further process into the cgroup and the namespaces of the container whose init is `container`.
+/// The cgroup in which a further process begins.
+#[derive(Debug)]
+pub enum ExecCgroup<'a> {
+    /// The container's, or where that is divided, the one that its init is in.
+    Own(&'a Cgroup),
+    /// Another.
+    Other(Cgroup),
+}
+
+/// A container's init: its number here, and what names it for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Init<'a> {
+    pub pid: libc::pid_t,
+    pub pidfd: BorrowedFd<'a>,
+}
+
+/// Clones a further process into a cgroup and the namespaces of the container of `init`.
 pub fn exec(
     environment: &Environment,
     spec: &ProcessSpec,
     container_spec: &ContainerSpec,
-    container: BorrowedFd<'_>,
+    init: Init<'_>,
     user: Option<&UserNamespace>,
-    cgroup: &Cgroup,
+    cgroup: &ExecCgroup<'_>,
     stdio: &ChildStdio,
 ) -> Result<Launched, LaunchError> {
+    let container = init.pidfd;
     let (agent_end, child_end) = channel::pair().map_err(LaunchError::agent("make a channel"))?;
     let process = ProcessPlan::new(environment, spec, container_spec, user, stdio, child_end.as_fd())?;
     let grants = process.grants();
@@ -331,8 +359,19 @@ pub fn exec(
         | join(&from.time, libc::CLONE_NEWTIME)
         | join(&from.user, libc::CLONE_NEWUSER);
     let plan = ExecPlan { process, container, namespaces };
+    let place = match cgroup {
+        ExecCgroup::Own(own) => own,
+        ExecCgroup::Other(other) => other,
+    };
     // SAFETY: `child::exec` never returns.
-    match unsafe { clone_into(environment, Some(container), 0, cgroup) }? {
+    let mut cloned = unsafe { clone_into(environment, Some(container), 0, place) };
+    if let (Err(LaunchError::Divided), ExecCgroup::Own(own)) = (&cloned, cgroup)
+        && let Some(inits) = own.of_process(environment.proc.as_fd(), init.pid)
+    {
+        // SAFETY: as above.
+        cloned = unsafe { clone_into(environment, Some(container), 0, &inits) };
+    }
+    match cloned? {
         Cloned::Child => child::exec(&plan),
         Cloned::Parent(pid, pidfd) => {
             environment.children.add(pid);
@@ -355,7 +394,7 @@ unsafe fn clone_into(
     let Some(other) = pid_namespace else {
         // SAFETY: the caller's promise, and the agent has one thread.
         return unsafe { process::clone(flags, Some(cgroup.directory())) }
-            .map_err(LaunchError::agent("clone the init process"));
+            .map_err(LaunchError::clone("clone the init process"));
     };
     let own = path::open_at(environment.proc.as_fd(), c"self/ns/pid", libc::O_RDONLY)
         .map_err(LaunchError::agent("open the agent's pid namespace"))?;
@@ -374,7 +413,7 @@ unsafe fn clone_into(
     match cloned {
         // What the kernel says when the namespace's init is gone.
         Err(Errno::ENOMEM) => Err(LaunchError::ContainerEnded),
-        cloned => cloned.map_err(LaunchError::agent("clone a process into a pid namespace")),
+        cloned => cloned.map_err(LaunchError::clone("clone a process into a pid namespace")),
     }
 }
 

@@ -3,14 +3,12 @@
 //! Were there no bound but the guest's memory, a container that takes all of it would have the kernel reclaim and wait everywhere, in
 //! what the agent does too, before it kills. Within a bound of their own, containers wait and are killed among themselves.
 
-use std::sync::{Mutex, PoisonError};
+use hull_protocol::agent::memory::{share_after, share_of_containers};
+use tokio::sync::Mutex;
 
 use crate::cgroup::{CgroupError, CgroupParent};
 use crate::reap::Children;
 use crate::sys;
-
-/// What containers do not get: for buffers of the kernel's, the agent, and its helpers.
-const KEPT: u64 = 24 << 20;
 
 /// The guest's memory at this moment, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +28,6 @@ impl Memory {
     fn parse(text: &str) -> Option<Self> {
         Some(Self { total: bytes(text, "MemTotal:")?, available: bytes(text, "MemAvailable:")? })
     }
-
-    /// What containers may take together, in a guest that runs nothing but its agent: never less than three quarters of what is
-    /// there.
-    fn share_of_containers(self) -> u64 {
-        self.available - KEPT.min(self.available / 4)
-    }
 }
 
 /// The bytes in a line `FIELD NUMBER kB`, as the kernel writes them about itself and about processes.
@@ -48,6 +40,7 @@ pub fn bytes(text: &str, field: &str) -> Option<u64> {
 #[derive(Debug, Default)]
 pub struct Share(Mutex<Option<Bound>>);
 
+/// What the kernel was told last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bound {
     /// The memory that it was made for.
@@ -56,10 +49,8 @@ struct Bound {
 }
 
 impl Bound {
-    /// What containers may take of so much memory: they get what comes, and lose what goes.
     fn of(self, total: u64) -> Self {
-        let share = self.share.saturating_add(total.saturating_sub(self.total));
-        Self { total, share: share.saturating_sub(self.total.saturating_sub(total)) }
+        Self { total, share: share_after(self.share, self.total, total) }
     }
 }
 
@@ -70,33 +61,33 @@ impl Share {
             log::warn!("the memory of containers is not limited: /proc/meminfo cannot be read");
             return Ok(Self::default());
         };
-        let bound = Bound { total: memory.total, share: memory.share_of_containers() };
+        let bound = Bound { total: memory.total, share: share_of_containers(memory.available) };
         containers.limit_memory(bound.share)?;
         Ok(Self(Mutex::new(Some(bound))))
     }
 
-    /// The new bound, where memory has come or gone since it was asked last.
-    fn changed(&self) -> Option<u64> {
-        let mut bound = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = (*bound)?;
-        let now = before.of(sys::machine::total_memory());
-        *bound = Some(now);
-        (now.share != before.share).then_some(now.share)
-    }
-
     /// Makes the bound fit the memory that the guest has now.
     pub async fn follow(&self, containers: &CgroupParent, children: &Children) -> Result<(), CgroupError> {
-        match self.changed() {
-            Some(share) => containers.change_memory_limit(share, children).await,
-            None => Ok(()),
+        let write = |share| containers.change_memory_limit(share, children);
+        self.change(sys::machine::total_memory(), write).await
+    }
+
+    /// What could not be written has not become the bound: the next one who asks tries again.
+    async fn change<E>(&self, total: u64, write: impl AsyncFnOnce(u64) -> Result<(), E>) -> Result<(), E> {
+        let mut bound = self.0.lock().await;
+        let Some(before) = *bound else { return Ok(()) };
+        let now = before.of(total);
+        if now.share != before.share {
+            write(now.share).await?;
         }
+        *bound = Some(now);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
 
@@ -111,30 +102,28 @@ mod tests {
         }
     }
 
-    #[test]
-    fn little_and_much_memory() {
-        let share = |total: u64, available: u64| {
-            Memory { total: total * MIB, available: available * MIB }.share_of_containers() / MIB
-        };
-        assert_eq!((share(512, 480), share(64, 40), share(8192, 8000)), (456, 30, 7976));
-    }
-
-    #[test]
-    fn what_comes_and_goes_is_the_containers() {
-        let bound = Bound { total: 500 * MIB, share: 450 * MIB };
-        let more = bound.of(800 * MIB);
-        assert_eq!((more.share, more.of(800 * MIB)), (750 * MIB, more));
-        assert_eq!(more.of(500 * MIB), bound);
-        assert_eq!(bound.of(10 * MIB).share, 0);
-    }
-
-    proptest! {
-        #[test]
-        fn containers_get_most_and_not_all(total in 1u64..1 << 41, part in 0.01f64..1.0) {
-            #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let available = (total as f64 * part) as u64;
-            let share = Memory { total, available }.share_of_containers();
-            prop_assert!(share <= available && share >= available - available / 4);
+    #[tokio::test]
+    async fn a_bound_that_could_not_be_written_is_written_by_the_next() {
+        let began = Bound { total: 500 * MIB, share: 450 * MIB };
+        let share = Share(Mutex::new(Some(began)));
+        let more = began.of(900 * MIB);
+        let failed = share.change(more.total, async |bytes| Err(bytes)).await;
+        assert_eq!(failed, Err(more.share));
+        assert_eq!(*share.0.lock().await, Some(began));
+        let mut written = Vec::new();
+        for total in [more.total, more.total, began.total] {
+            let write = async |bytes| {
+                written.push(bytes);
+                Ok::<_, ()>(())
+            };
+            share.change(total, write).await.unwrap();
         }
+        assert_eq!(written, [more.share, began.share]);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_says_nothing_of_its_memory_has_no_bound() {
+        let never = async |_| -> Result<(), ()> { unreachable!() };
+        assert_eq!(Share::default().change(MIB, never).await, Ok(()));
     }
 }

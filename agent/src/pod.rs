@@ -39,8 +39,10 @@ pub enum PodError {
 }
 
 /// Describes the guest.
-pub fn info() -> api::InfoResponse {
+pub fn info(environment: &Environment) -> api::InfoResponse {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let entries =
+        |path| std::fs::read_dir(path).map_or(0, |all| u32::try_from(all.count()).unwrap_or(u32::MAX));
     let bytes = |path, field: &str| memory::bytes(&read(path), field).unwrap_or_default();
     api::InfoResponse {
         api_version: API_VERSION,
@@ -50,6 +52,9 @@ pub fn info() -> api::InfoResponse {
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
         memory_total_bytes: bytes("/proc/meminfo", "MemTotal:"),
         memory_available_bytes: bytes("/proc/meminfo", "MemAvailable:"),
+        memory_containers_bytes: environment.cgroups.memory().map_or(0, |(_, most)| most),
+        agent_open_files: entries("/proc/self/fd"),
+        agent_threads: entries("/proc/self/task"),
         agent_resident_bytes: bytes("/proc/self/status", "VmRSS:"),
         ..api::InfoResponse::default()
     }

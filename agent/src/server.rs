@@ -74,8 +74,10 @@ impl Service {
     async fn exec(&self, request: api::CreateExecRequest) -> Result<(), Error> {
         let container = self.container(&request.container_id)?;
         let spec = Box::new(checked::exec(&request)?);
+        let cgroup = Some(request.cgroup).filter(|path| !path.is_empty());
         let (id, stdio) = (request.exec_id, request.stdio.unwrap_or_default());
-        container.ask(&request.container_id, |reply| Request::Exec { id, spec, stdio, reply }).await
+        let exec = |reply| Request::Exec { id, spec, cgroup, stdio, reply };
+        container.ask(&request.container_id, exec).await
     }
 
     async fn signal(&self, request: api::SignalProcessRequest) -> Result<(), Error> {
@@ -124,7 +126,7 @@ impl Agent for Service {
         if request.api_version != API_VERSION {
             return Err(Error::Version { theirs: request.api_version, ours: API_VERSION }.into());
         }
-        Ok(pod::info())
+        Ok(pod::info(&self.environment))
     }
 
     async fn configure_pod(
@@ -244,6 +246,15 @@ impl Agent for Service {
         let container = self.container(id)?;
         let limits = checked::update(&request)?;
         Ok(container.ask(id, |reply| Request::Update { limits, reply }).await.map(empty)?)
+    }
+
+    async fn revert_update(
+        &self,
+        _: &TtrpcContext,
+        request: api::ContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let id = &request.container_id;
+        Ok(self.container(id)?.ask(id, |reply| Request::Revert { reply }).await.map(empty)?)
     }
 
     async fn container_stats(

@@ -16,7 +16,7 @@ use ttrpc::r#async::transport::Socket;
 
 const SERVICE: &str = "hull.agent.v1.Agent";
 /// Methods that end nothing and set nothing of the machine that runs this test.
-const METHODS: [&str; 15] = [
+const METHODS: [&str; 16] = [
     "Info",
     "CreateContainer",
     "CreateExec",
@@ -29,6 +29,7 @@ const METHODS: [&str; 15] = [
     "PauseContainer",
     "ResumeContainer",
     "UpdateContainer",
+    "RevertUpdate",
     "ContainerStats",
     "ListProcesses",
     "Nonsense",

@@ -4,7 +4,7 @@
 
 mod guest;
 
-use guest::{refusal, spec, with_guest};
+use guest::{Guest, refusal, spec, with_guest};
 use ttrpc::Code;
 
 #[test]
@@ -51,7 +51,7 @@ fn a_program_that_cannot_run_is_refused_in_the_words_of_runc() {
 }
 
 /// A container that runs until it is killed.
-async fn sleeper(guest: &guest::Guest, id: &str) {
+async fn sleeper(guest: &Guest, id: &str) {
     guest.create(id, &spec(&["sleep", "1000"]), [false; 3]).await.unwrap();
     guest.start_process(id, "").await.unwrap();
 }
@@ -281,9 +281,84 @@ fn limits_are_kept_where_the_kernel_offers_them() {
 fn a_host_that_hangs_up_ends_everything() {
     with_guest(|guest| async {
         sleeper(&guest, "c").await;
-        let second = guest::Guest::start().await;
+        let second = Guest::start().await;
         sleeper(&second, "c").await;
         second.hang_up().await;
+        guest
+    });
+}
+
+/// The cgroup that a process of container `c` is in, as it sees that itself.
+async fn cgroup_of_exec(guest: &Guest, exec: &str, cgroup: &str) -> Result<String, ttrpc::Error> {
+    let process = spec(&["grep", "^0::", "/proc/self/cgroup"])["process"].take();
+    guest.create_exec_in("c", exec, &process, [false, true, true], cgroup).await?;
+    Ok(guest.collect_exec("c", exec).await.stdout)
+}
+
+#[test]
+fn an_exec_goes_into_a_cgroup_below_the_containers() {
+    with_guest(|guest| async {
+        guest.create("c", &spec(&["sleep", "1000"]), [false; 3]).await.unwrap();
+        guest.create("other", &spec(&["sleep", "1000"]), [false; 3]).await.unwrap();
+        for id in ["c", "other"] {
+            guest.start_process(id, "").await.unwrap();
+        }
+        let own = guest.cgroup_directory().join("c");
+        std::fs::create_dir_all(own.join("workers/one")).unwrap();
+        for (path, seen) in [("workers", "/workers"), ("/workers/one", "/workers/one"), ("", "/")] {
+            assert_eq!(cgroup_of_exec(&guest, "e", path).await.unwrap(), format!("0::{seen}\n"), "{path:?}");
+        }
+        for (path, words) in [
+            ("absent", "the container has no cgroup \"absent\" below its own"),
+            ("cgroup.procs", "the container has no cgroup \"cgroup.procs\" below its own"),
+            ("../other", "\"../other\" is not a sub cgroup path"),
+            ("/workers/../../other", "\"/workers/../../other\" is not a sub cgroup path"),
+        ] {
+            let (code, message) = refusal(cgroup_of_exec(&guest, "e", path).await);
+            assert_eq!((code, message.as_str()), (Code::INVALID_ARGUMENT, words));
+        }
+        // One that goes between creation and start: the exec ends as one that could not be made, and its id is free again.
+        let process = spec(&["true"])["process"].take();
+        guest.create_exec_in("c", "late", &process, [false; 3], "workers/one").await.unwrap();
+        std::fs::remove_dir(own.join("workers/one")).unwrap();
+        let (code, _) = refusal(guest.start_process("c", "late").await);
+        assert_eq!(code, Code::INVALID_ARGUMENT);
+        guest.delete_exec("c", "late").await.unwrap();
+        guest.delete("c").await.unwrap();
+        guest.delete("other").await.unwrap();
+        guest
+    });
+}
+
+/// As a service manager in a container does: no process may stay in a cgroup that gives controllers to those below.
+#[test]
+fn an_exec_into_a_divided_cgroup_goes_where_the_init_is() {
+    with_guest(|guest| async {
+        guest.create("c", &spec(&["sleep", "1000"]), [false; 3]).await.unwrap();
+        guest.start_process("c", "").await.unwrap();
+        let own = guest.cgroup_directory().join("c");
+        let init = std::fs::read_to_string(own.join("cgroup.procs")).unwrap();
+        for name in ["init", "divided/leaf"] {
+            std::fs::create_dir_all(own.join(name)).unwrap();
+        }
+        std::fs::write(own.join("init/cgroup.procs"), init).unwrap();
+        let controllers = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap();
+        let Some(controller) = ["memory", "pids"].into_iter().find(|name| controllers.contains(name)) else {
+            // This kernel's cgroups have none to give.
+            guest.delete("c").await.unwrap();
+            return guest;
+        };
+        for directory in [own.clone(), own.join("divided")] {
+            std::fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+        }
+        assert_eq!(cgroup_of_exec(&guest, "e", "").await.unwrap(), "0::/init\n");
+        assert_eq!(cgroup_of_exec(&guest, "e", "divided/leaf").await.unwrap(), "0::/divided/leaf\n");
+        let process = spec(&["true"])["process"].take();
+        guest.create_exec_in("c", "none", &process, [false; 3], "divided").await.unwrap();
+        let (code, message) = refusal(guest.start_process("c", "none").await);
+        assert_eq!(code, Code::FAILED_PRECONDITION, "{message}");
+        assert!(message.contains("the cgroup is divided"), "{message}");
+        guest.delete("c").await.unwrap();
         guest
     });
 }

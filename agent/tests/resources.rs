@@ -104,6 +104,18 @@ fn an_update_changes_everything_or_nothing() {
         }
         let (code, _) = refusal(update(&guest, &json!({"unified": {"no.such": "1"}})).await);
         assert_eq!(code, Code::UNIMPLEMENTED);
+        // What succeeds can be taken back, once.
+        for _ in 0..2 {
+            let lower = json!({
+                "memory": {"limit": 32 << 20}, "pids": {"limit": 7}, "cpu": {"quota": 30000, "burst": 7}});
+            update(&guest, &lower).await.unwrap();
+            let lowered = "memory.max 33554432\npids.max 7\ncpu.max 30000 100000\ncpu.max.burst 7\n";
+            assert_eq!(says(&guest, FILES).await, lowered);
+            for _ in 0..2 {
+                guest.client.revert_update(context(), &container("c")).await.unwrap();
+                assert_eq!(says(&guest, FILES).await, changed);
+            }
+        }
         guest.delete("c").await.unwrap();
         guest
     });

@@ -3,9 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// One mebibyte.
-pub const MIB: u64 = 1 << 20;
-
 /// A number of bytes: `64m`, `1.5g`, `512`, `10 MiB`. Suffixes are powers of 1024, whatever their spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
@@ -25,13 +22,6 @@ pub enum QuantityError {
     /// Not a limit.
     #[error("expected a positive number, or -1 for no limit")]
     Pids,
-}
-
-impl Bytes {
-    /// Whole mebibytes, rounded up.
-    pub fn mib_up(self) -> u64 {
-        self.0.div_ceil(MIB)
-    }
 }
 
 impl FromStr for Bytes {

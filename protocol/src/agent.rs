@@ -70,6 +70,7 @@ pub mod api {
     include!(concat!(env!("OUT_DIR"), "/agent_api/api.rs"));
 }
 
+pub mod memory;
 mod stream;
 
 pub use stream::{Opening, StreamHeader, StreamHeaderError, StreamKind, is_valid_id};

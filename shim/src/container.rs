@@ -352,6 +352,11 @@ impl Container {
         Ok(self.vm.agent.update_container(&request).await?)
     }
 
+    /// Gives it back in the guest what limits it had before the last change.
+    pub async fn revert_update(&self) -> Result<(), TaskError> {
+        Ok(self.vm.agent.revert_update(&self.agent_request()).await?)
+    }
+
     /// Tells everybody that the OOM killer was at work in it.
     pub fn tell_oom(&self) {
         self.oom_told.store(true, Ordering::Relaxed);

@@ -63,7 +63,7 @@ pub enum TaskError {
     Unsupported(&'static str),
     /// The limits promise what the VM has not.
     #[error(
-        "the limits take a VM of {needed}, {overhead_mib} MiB of them for the guest itself, and this one can have {most} (see vm.resize in {FILE})"
+        "the limits take a VM of {needed}, {overhead_mib} MiB and a 32nd part of the limits for the guest itself among them, and this one can have {most} (see vm.resize in {FILE})"
     )]
     VmTooSmall {
         /// What it would need.
@@ -73,7 +73,7 @@ pub enum TaskError {
         /// What of the memory is no container's.
         overhead_mib: u32,
     },
-    /// The VM has not got the size that the limits take.
+    /// The VM has not got the size that the limits take, and nothing has changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
     /// The configuration has no debug console.
@@ -81,6 +81,14 @@ pub enum TaskError {
         "the pod has no debug console: it is there for pods that are created after an administrator has set debug.console = true in {FILE}"
     )]
     NoConsole,
+    /// Neither has it, nor has the container its limits of before.
+    #[error("{error}; and the container has its new limits, as they cannot be taken back: {kept}")]
+    LimitsStay {
+        /// Of the VM's size.
+        error: String,
+        /// Of the limits.
+        kept: String,
+    },
     /// The shim is on its way out.
     #[error("the pod is shutting down")]
     ShuttingDown,
@@ -137,6 +145,7 @@ impl TaskError {
             | Self::Start(_)
             | Self::Plug(_)
             | Self::Resize(_)
+            | Self::LimitsStay { .. }
             | Self::Record(_) => Code::UNKNOWN,
         }
     }

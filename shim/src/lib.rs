@@ -31,6 +31,7 @@ mod process;
 mod readiness;
 pub mod record;
 mod service;
+pub mod size;
 mod spec;
 mod time;
 mod undo;

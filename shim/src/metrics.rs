@@ -62,6 +62,9 @@ pub struct GuestMemory {
     pub total_bytes: u64,
     /// What containers can still take, in bytes.
     pub available_bytes: u64,
+    /// What they may take together, in bytes; 0 for no bound.
+    #[serde(default)]
+    pub containers_bytes: u64,
 }
 
 /// A container's figures.

@@ -8,6 +8,7 @@ mod agent;
 mod artifacts;
 mod broker;
 mod cgroup;
+mod console;
 mod create;
 mod debug;
 mod devices;
@@ -22,6 +23,8 @@ mod news;
 mod relay;
 mod resize;
 mod rootfs;
+#[cfg(test)]
+mod rounds;
 mod update;
 mod usage;
 mod vm;

@@ -83,3 +83,16 @@ async fn it_names_the_pod_and_the_container_and_tells_no_secrets() {
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn what_a_panicking_guest_says_is_in_it() {
+    let pod = Pod::with("web", &["true"], "panic", "");
+    let client = pod.connect().await;
+    soon(client.create(&pod.request)).await.unwrap_err();
+    let log = pod.log();
+    let at = |words: &str| log.find(words).unwrap_or_else(|| panic!("no {words:?} in:\n{log}"));
+    let (first, last) = (at("msg=\"the guest's console: Oops: 0000\""), at("the guest's console: ---[ end"));
+    assert!(first < last && last < at("msg=\"the VM ended: the guest kernel panicked"), "{log}");
+    soon(client.shutdown("web")).await.unwrap();
+    pod.assert_nothing_left();
+}

@@ -14,6 +14,7 @@ use hull_tests::oci::{Bundle, Runtime, default_config, default_seccomp};
 use serde_json::{Value, json};
 
 mod served;
+mod steps;
 
 use served::Served;
 
@@ -30,6 +31,10 @@ struct Cost {
 }
 
 fn main() {
+    // The last part alone.
+    if std::env::args().nth(1).as_deref() == Some("steps") {
+        return print_steps();
+    }
     let costs = [
         by_api(),
         by_command("hull-agent run, exec", &Runtime::hull()),
@@ -46,18 +51,30 @@ fn main() {
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     print(&costs, |cost| cost.exec);
-    println!(
-        "\n| step of a container's start | system calls | share of the time under strace |\n|---|---:|---:|"
-    );
-    let steps = served::steps();
-    let whole: f64 = steps.iter().map(|step| step.seconds).sum();
-    for step in &steps {
-        println!("| {} | {} | {:.0} % |", step.name, step.calls, step.seconds / whole * 100.0);
-    }
+    println!();
+    print_steps();
     let agent = Runtime::hull();
     println!("\n| of the agent | |\n|---|---:|");
     println!("| binary | {} bytes |", std::fs::metadata(agent.program()).unwrap().len());
     println!("| resident memory, idle | {} KiB |", Served::start(&[]).resident_kib());
+}
+
+fn print_steps() {
+    println!(
+        "| step, to the first instruction of `true` | system calls | time | share |\n|---|---:|---:|---:|"
+    );
+    let steps = steps::measure();
+    let whole: Duration = steps.iter().map(|step| step.time).sum();
+    for step in &steps {
+        let share = step.time.as_secs_f64() / whole.as_secs_f64() * 100.0;
+        println!("| {} | {} | {:.2} ms | {share:.0} % |", step.name, step.calls, milliseconds(step.time));
+    }
+    let calls: usize = steps.iter().map(|step| step.calls).sum();
+    println!("| **all together** | {calls} | {:.2} ms | |", milliseconds(whole));
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 fn print(costs: &[Cost], of: impl Fn(&Cost) -> (Duration, u64)) {
@@ -71,7 +88,7 @@ fn print(costs: &[Cost], of: impl Fn(&Cost) -> (Duration, u64)) {
         println!(
             "| {} | {:.1} ms | {} | {} | {calls} | {} | {} |",
             cost.name,
-            time.as_secs_f64() * 1e3,
+            milliseconds(time),
             times(crun.0),
             times(runc.0),
             counts(crun.1),

@@ -24,13 +24,6 @@ pub struct Served {
     seccomp: api::SeccompFilter,
 }
 
-/// A part of a container's start.
-pub struct Step {
-    pub name: &'static str,
-    pub calls: usize,
-    pub seconds: f64,
-}
-
 fn context() -> Context {
     ttrpc::context::with_timeout(120_000_000_000)
 }
@@ -144,7 +137,8 @@ impl Served {
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    fn stop(mut self) -> TempDir {
+    /// Ends it in good order.
+    pub fn stop(mut self) -> TempDir {
         self.tokio.block_on(self.client.shutdown(context(), &api::ShutdownRequest::new())).unwrap();
         let Self { process, folder, tokio, client, .. } = &mut self;
         let _ = tokio;
@@ -175,61 +169,4 @@ pub fn traced(work: impl FnOnce(&mut Served)) -> u64 {
     work(&mut served);
     served.stop();
     crate::total(&file)
-}
-
-/// The parts of one container's start, as strace sees them.
-pub fn steps() -> Vec<Step> {
-    let log = TempDir::new().unwrap();
-    let file = log.path().join("strace");
-    let mut served = Served::start(&["strace", "-f", "-ttt", "-s", "256", "-o", &file.to_string_lossy()]);
-    for _ in 0..3 {
-        served.timed_container();
-    }
-    served.stop();
-    let text = std::fs::read_to_string(&file).unwrap();
-    let lines: Vec<(&str, f64, &str)> = text
-        .lines()
-        .filter_map(|line| {
-            let (pid, rest) = line.split_once(' ')?;
-            let (time, call) = rest.trim_start().split_once(' ')?;
-            Some((pid, time.parse().ok()?, call))
-        })
-        .collect();
-    // The last container; each mark is looked for behind the one before.
-    let first = lines
-        .iter()
-        .rposition(|(_, _, call)| call.starts_with("mkdir") && call.contains("/bench\""))
-        .unwrap();
-    let after = |start: usize, is: &dyn Fn(&(&str, f64, &str)) -> bool| {
-        start + lines[start..].iter().position(is).unwrap()
-    };
-    // The root file system's own directory has the container's name too, and comes after its cgroup's.
-    let first = lines[..first]
-        .iter()
-        .rposition(|(_, _, call)| {
-            call.starts_with("mkdir") && call.contains("cgroup") && call.contains("/bench\"")
-        })
-        .unwrap_or(first);
-    let root = after(first, &|line| line.2.starts_with("clone3("));
-    let init = after(root + 1, &|line| line.2.starts_with("clone3(") && line.2.contains("NEWPID"));
-    let child = {
-        let execve = after(init, &|line| line.2.starts_with("execve("));
-        lines[execve].0
-    };
-    let gate = after(init, &|line| line.0 == child && line.2.starts_with("recvmsg("));
-    let opened = after(gate + 1, &|line| line.0 == child);
-    let program = after(opened, &|line| line.0 == child && line.2.starts_with("execve("));
-    let step = |name, from: usize, to: usize, only: Option<&str>| {
-        let calls = lines[from..to]
-            .iter()
-            .filter(|line| !line.2.starts_with("<...") && only.is_none_or(|pid| line.0 == pid))
-            .count();
-        Step { name, calls, seconds: lines[to].1 - lines[from].1 }
-    };
-    vec![
-        step("cgroup, limits, device filter", first, root, None),
-        step("root file system", root, init, None),
-        step("namespaces, mounts, rights, up to the start gate", init, gate, None),
-        step("from the gate to the program: seccomp filter, exec", opened, program, Some(child)),
-    ]
 }

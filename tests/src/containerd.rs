@@ -244,6 +244,21 @@ impl Containerd {
         serde_json::from_slice(&fs::read(self.bundle(id).join("shim.json")).unwrap()).unwrap()
     }
 
+    /// Shows how the containers that there still are have ended, and what their guests said.
+    fn tell_of_bundles(&self) {
+        let below =
+            |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        for bundle in below(self.file("state/io.containerd.runtime.v2.task")).flat_map(below) {
+            for name in ["exit.json", "console.log"] {
+                let text = fs::read(bundle.join(name)).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text[text.len().saturating_sub(4096)..]);
+                if !text.is_empty() {
+                    eprintln!("{}:\n{text}", bundle.join(name).display());
+                }
+            }
+        }
+    }
+
     /// Listens to events.
     pub fn events(&self) -> Events {
         let mut child = self.ctr(["events"]).stdout(Stdio::piped()).spawn().unwrap();
@@ -307,7 +322,8 @@ impl Drop for Containerd {
             let log = fs::read_to_string(self.file("log")).unwrap_or_default();
             let told: Vec<&str> =
                 log.lines().filter(|line| line.contains("hull") || line.contains("level=error")).collect();
-            eprintln!("containerd:\n{}", told[told.len().saturating_sub(40)..].join("\n"));
+            eprintln!("containerd:\n{}", told[told.len().saturating_sub(120)..].join("\n"));
+            self.tell_of_bundles();
             if self.daemon.is_some() {
                 for id in self.run(["task", "ls", "-q"]).out.split_whitespace() {
                     let _ = self.ctr(["task", "kill", "-s", "SIGKILL", id]).output();

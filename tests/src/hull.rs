@@ -224,3 +224,11 @@ pub fn drain(from: Option<impl Read>) -> String {
     }
     text
 }
+
+/// The value in what `hull metrics` says, of the metric with these words in its line.
+pub fn metric(text: &str, name: &str, words: &[&str]) -> Option<f64> {
+    let line = text.lines().find(|line| {
+        line.starts_with(&format!("{name}{{")) && words.iter().all(|word| line.contains(word))
+    })?;
+    line.rsplit(' ').next()?.parse().ok()
+}

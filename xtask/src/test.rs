@@ -200,9 +200,13 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     }
     jobs.push(oci::job(place)?);
     let tests = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
-    let names = ["a_disk_comes_and_goes", "shared_files_come_and_go"]
-        .map(|name| format!("pod::hotplug::tests::{name}_in_a_real_guest"))
-        .to_vec();
+    let names = [
+        "hotplug::tests::a_disk_comes_and_goes",
+        "hotplug::tests::shared_files_come_and_go",
+        "rounds::containers_come_and_go",
+    ]
+    .map(|name| format!("pod::{name}_in_a_real_guest"))
+    .to_vec();
     jobs.push(Job::tests("devices that come and go", names, move |names| {
         let mut host = place.host(180, "2048");
         host.arg("env");

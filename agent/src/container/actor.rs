@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::create::{self, Created, Creation};
 use super::handle::{ProcessName, Registry, Reply, Request};
 use super::process::{Exit, Others, Process, State, now_nanos, supervise};
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{Cgroup, CgroupError, Undo};
 use crate::deadline;
 use crate::environment::Environment;
 use crate::error::Error;
@@ -76,8 +76,8 @@ struct Actor {
     /// The end of init, which is announced after the ends of all execs.
     init_exit: Option<Exit>,
     execs: HashMap<String, Process>,
-    /// Held by the update that is at work: one after the other, each all or nothing.
-    updates: Arc<Mutex<()>>,
+    /// What takes the last update back. Held by the one that is at work: one after the other, each all or nothing.
+    updates: Arc<Mutex<Undo>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -176,7 +176,9 @@ impl Actor {
 
     fn handle(&mut self, request: Request) {
         match request {
-            Request::Exec { id, spec, stdio, reply } => answer(reply, self.create_exec(id, spec, &stdio)),
+            Request::Exec { id, spec, cgroup, stdio, reply } => {
+                answer(reply, self.create_exec(id, spec, cgroup, &stdio));
+            }
             Request::Start { name: ProcessName::Init, reply } => self.start_init(reply),
             Request::Start { name: ProcessName::Exec(id), reply } => self.start_exec(id, reply),
             Request::Signal { target, signal, reply } => {
@@ -204,6 +206,7 @@ impl Actor {
                 answer(reply, result);
             }
             Request::Update { limits, reply } => self.update(limits, reply),
+            Request::Revert { reply } => self.revert(reply),
             Request::Stats { reply } => {
                 answer(reply, self.cgroup("read statistics").map(|cgroup| cgroup.stats()));
             }

@@ -43,7 +43,7 @@ pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What a container can be asked.
 pub enum Request {
-    Exec { id: String, spec: Box<ProcessSpec>, stdio: api::Stdio, reply: Reply<()> },
+    Exec { id: String, spec: Box<ProcessSpec>, cgroup: Option<String>, stdio: api::Stdio, reply: Reply<()> },
     Start { name: ProcessName, reply: Reply<u32> },
     Signal { target: Target, signal: i32, reply: Reply<()> },
     Watch { name: ProcessName, reply: Reply<watch::Receiver<Option<Exit>>> },
@@ -55,6 +55,7 @@ pub enum Request {
     Pause { reply: Reply<()> },
     Resume { reply: Reply<()> },
     Update { limits: Limits, reply: Reply<()> },
+    Revert { reply: Reply<()> },
     Stats { reply: Reply<api::ContainerStatsResponse> },
     Pids { reply: Reply<Vec<u32>> },
 }

@@ -54,6 +54,8 @@ pub struct Process {
     pub phase: watch::Sender<Phase>,
     /// Who waits for the program to run.
     pub starting: Option<Reply<u32>>,
+    /// Of an exec: where below the container's cgroup it begins.
+    pub cgroup: Option<String>,
     console: Console,
     slots: Slots,
     terminal: Option<Arc<Endpoint>>,
@@ -66,6 +68,7 @@ impl Process {
             exit: watch::Sender::new(None),
             phase: watch::Sender::new(Phase::Running),
             starting: None,
+            cgroup: None,
             console,
             slots,
             terminal: None,
@@ -79,10 +82,10 @@ impl Process {
     }
 
     /// An exec before its start.
-    pub fn exec(spec: Box<ProcessSpec>, stdio: &api::Stdio) -> Self {
+    pub fn exec(spec: Box<ProcessSpec>, cgroup: Option<String>, stdio: &api::Stdio) -> Self {
         let (slots, expected) = stdio::slots(stdio, spec.console);
         let console = spec.console;
-        Self::new(State::Prepared(spec, expected), console, slots)
+        Self { cgroup, ..Self::new(State::Prepared(spec, expected), console, slots) }
     }
 
     /// Whether it has ended, or never was.

@@ -21,7 +21,7 @@ usage: hull-agent [--root DIR] [--log FILE] COMMAND
   kill [--all] ID [SIGNAL]
   delete [--force] ID
   exec [--process FILE] [--cwd DIR] [--env NAME=VALUE] [--tty] [--user UID[:GID]] [--additional-gids GID] [--cap CAP]
-       [--no-new-privs] [--detach] [--console-socket PATH] [--pid-file FILE] ID [COMMAND ARGUMENT...]
+       [--no-new-privs] [--cgroup PATH] [--detach] [--console-socket PATH] [--pid-file FILE] ID [COMMAND ARGUMENT...]
   list [--format table|json] [--quiet]
   pause ID
   resume ID
@@ -65,6 +65,8 @@ pub struct Creation {
 pub struct Exec {
     pub id: String,
     pub process: ExecProcess,
+    /// Below the container's cgroup.
+    pub cgroup: Option<String>,
     pub console_socket: Option<PathBuf>,
     pub pid_file: Option<PathBuf>,
     pub attention: Attention,
@@ -329,9 +331,11 @@ fn exec(words: Vec<String>) -> Result<Exec, OciError> {
             ("preserve-fds", "", true),
             ("apparmor", "", true),
             ("process-label", "", true),
+            ("cgroup", "", true),
         ],
     )?;
     refuse_preserved(&mut words)?;
+    let cgroup = sub_cgroup(&words.all("cgroup"))?;
     let id = words.id()?;
     let process = match words.path("process") {
         Some(file) => ExecProcess::File(file),
@@ -354,10 +358,23 @@ fn exec(words: Vec<String>) -> Result<Exec, OciError> {
     Ok(Exec {
         id,
         process,
+        cgroup,
         console_socket: words.path("console-socket"),
         pid_file: words.path("pid-file"),
         attention: attention(&mut words),
     })
+}
+
+/// The words of version 1, where each controller has a path of its own, are told from a path.
+fn sub_cgroup(words: &[String]) -> Result<Option<String>, OciError> {
+    match words {
+        [] => Ok(None),
+        [path] if !path.contains(':') => Ok(Some(path.clone())),
+        [word, ..] => Err(usage(format!(
+            "invalid --cgroup argument: {word}: it is one path below the container's cgroup, as there are no \
+             controllers with paths of their own in version 2"
+        ))),
+    }
 }
 
 fn number(text: &str) -> Result<u32, OciError> {
@@ -440,9 +457,11 @@ mod tests {
         assert_eq!(exec.attention, Attention::Detached);
         assert!(matches!(exec.process, ExecProcess::File(file) if file.ends_with("p.json")));
 
-        let Command::Exec(exec) = parse("exec -u 5:6 -e A=b c1 ls -l --all").unwrap().command else {
+        let Command::Exec(exec) = parse("exec -u 5:6 -e A=b --cgroup a/b c1 ls -l --all").unwrap().command
+        else {
             panic!("not an exec")
         };
+        assert_eq!(exec.cgroup.as_deref(), Some("a/b"));
         let ExecProcess::Changed(changes) = exec.process else { panic!("not changed") };
         assert_eq!(
             (changes.user, changes.args),
@@ -470,6 +489,8 @@ mod tests {
             "kill a KILL b",
             "exec a",
             "run --bundle",
+            "exec --cgroup cpu:b a ls",
+            "exec --cgroup b --cgroup c a ls",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

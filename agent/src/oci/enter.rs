@@ -9,7 +9,7 @@ use super::arguments::{Attention, Changes, Exec, ExecProcess};
 use super::store::{Status, Store, Stored};
 use super::{OciError, create, foreground};
 use crate::environment::Environment;
-use crate::launch::{self, UserNamespace};
+use crate::launch::{self, ExecCgroup, Init, UserNamespace};
 use crate::spec::{Origin, ProcessSpec};
 
 /// The exit code is the process's, or 0 when it is left running.
@@ -28,7 +28,11 @@ pub async fn exec(store: &Store, options: &Exec) -> Result<u8, OciError> {
     let (process, _) = ProcessSpec::from_json(&process)?;
     create::check_console(process.console, options.console_socket.as_deref())?;
     let spec = stored.spec(&config)?;
-    let cgroup = stored.cgroup()?;
+    let own = stored.cgroup()?;
+    let cgroup = match &options.cgroup {
+        None => ExecCgroup::Own(&own),
+        Some(path) => ExecCgroup::Other(own.below(path)?),
+    };
     let environment = Environment::for_exec()?;
     let children = &environment.children;
     let stdio = create::inherited_streams()?;
@@ -36,8 +40,8 @@ pub async fn exec(store: &Store, options: &Exec) -> Result<u8, OciError> {
         stored.init().ok_or_else(|| OciError::State("cannot exec in a stopped container".to_owned()))?;
     let user = spec.users.as_ref().filter(|_| spec.namespaces.user == Origin::Own);
     let user = user.map(|ids| UserNamespace::found(&environment, stored.record.pid, ids)).transpose()?;
-    let mut launched =
-        launch::exec(&environment, &process, &spec, init.as_fd(), user.as_ref(), &cgroup, &stdio)?;
+    let init = Init { pid: stored.record.pid, pidfd: init.as_fd() };
+    let mut launched = launch::exec(&environment, &process, &spec, init, user.as_ref(), &cgroup, &stdio)?;
     let runs = async {
         let terminal = launched.running(&environment).await?;
         create::hand_over(terminal.as_ref(), options.console_socket.as_deref())?;

@@ -15,6 +15,8 @@ pub enum Resolve {
     InRoot,
     /// As `InRoot`, and no component may be a symbolic link.
     InRootNoSymlinks,
+    /// What leads out of the directory is refused (`EXDEV`), as are symbolic links and other mounts.
+    Beneath,
 }
 
 #[repr(C)]
@@ -26,7 +28,9 @@ struct OpenHow {
 
 const RESOLVE_NO_MAGICLINKS: u64 = 0x2;
 const RESOLVE_NO_SYMLINKS: u64 = 0x4;
+const RESOLVE_BENEATH: u64 = 0x8;
 const RESOLVE_IN_ROOT: u64 = 0x10;
+const RESOLVE_NO_XDEV: u64 = 0x1;
 
 /// Opens `path` below `directory`. `O_CLOEXEC` is always set.
 pub fn open_in(
@@ -35,14 +39,15 @@ pub fn open_in(
     flags: libc::c_int,
     resolve: Resolve,
 ) -> nix::Result<OwnedFd> {
-    let extra = match resolve {
-        Resolve::InRoot => 0,
-        Resolve::InRootNoSymlinks => RESOLVE_NO_SYMLINKS,
+    let how_far = match resolve {
+        Resolve::InRoot => RESOLVE_IN_ROOT,
+        Resolve::InRootNoSymlinks => RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS,
+        Resolve::Beneath => RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV,
     };
     let how = OpenHow {
         flags: u64::from((flags | libc::O_CLOEXEC).cast_unsigned()),
         mode: 0,
-        resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | extra,
+        resolve: RESOLVE_NO_MAGICLINKS | how_far,
     };
     // SAFETY: a NUL-terminated path and the kernel's structure with its size.
     owned(unsafe {

@@ -168,11 +168,24 @@ impl Guest {
         process: &Value,
         stdio: [bool; 3],
     ) -> Result<(), ttrpc::Error> {
+        self.create_exec_in(id, exec, process, stdio, "").await
+    }
+
+    /// The same, in a cgroup below the container's.
+    pub async fn create_exec_in(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &Value,
+        stdio: [bool; 3],
+        cgroup: &str,
+    ) -> Result<(), ttrpc::Error> {
         let request = api::CreateExecRequest {
             container_id: id.to_owned(),
             exec_id: exec.to_owned(),
             process: process.to_string().into_bytes(),
             stdio: Some(streams(stdio)).into(),
+            cgroup: cgroup.to_owned(),
             ..Default::default()
         };
         self.client.create_exec(context(), &request).await.map(drop)
@@ -260,9 +273,14 @@ impl Guest {
         Output { code: status.code, stdout: text(out), stderr: text(err) }
     }
 
-    /// Starts a created exec and collects its output.
+    /// Runs a program in a container, and collects its output.
     pub async fn exec(&self, id: &str, exec: &str, process: &Value) -> Output {
         self.create_exec(id, exec, process, [false, true, true]).await.unwrap();
+        self.collect_exec(id, exec).await
+    }
+
+    /// Runs a created exec to its end.
+    pub async fn collect_exec(&self, id: &str, exec: &str) -> Output {
         let mut stdout = self.attach(id, Some(exec), StreamKind::Stdout).await.unwrap();
         let mut stderr = self.attach(id, Some(exec), StreamKind::Stderr).await.unwrap();
         self.start_process(id, exec).await.unwrap();

@@ -12,6 +12,7 @@ use hull_shim::client::{Process, Reach, Shim, TaskClient};
 use hull_shim::config::Config;
 use hull_shim::metrics::PodMetrics;
 use hull_shim::record::{CgroupRecord, Record, ShimRecord, annotation};
+use hull_shim::size;
 use serde::Serialize;
 use serde_json::json;
 
@@ -20,6 +21,8 @@ use crate::error::CliError;
 
 /// What the recommendation is rounded up to, in MiB.
 const STEP_MIB: u64 = 8;
+/// A GiB, in MiB.
+const GIB_MIB: u64 = 1 << 10;
 /// What is added for what grows with the use of a pod (the kernel's tables for the VM, buffers), as a part of what was measured.
 const MARGIN: u64 = 4;
 /// The file broker's name, as the kernel cuts it.
@@ -38,8 +41,10 @@ pub struct Overhead {
     /// What the kernel has for monitor and broker; none where no cgroup counts it.
     kernel: Option<u64>,
     guest: Guest,
-    /// What a RuntimeClass should say in `podFixed.memory`, in MiB.
+    /// What a RuntimeClass should say in `podFixed.memory`, in MiB, for pods whose memory limits are small.
     pod_fixed_mib: u64,
+    /// What it should say more for each GiB of them, in MiB.
+    pod_fixed_mib_per_gib: u64,
     /// `vm.overhead_mib`.
     configured_mib: u64,
 }
@@ -124,10 +129,20 @@ fn of_figures(bundle: &Path, figures: &PodMetrics) -> Result<Overhead, CliError>
     let configured_mib = Config::load().map_or(0, |config| u64::from(config.vm.overhead_mib));
     let host = [shim.pss, monitor.pss, broker.pss, kernel.unwrap_or_default()].iter().sum();
     let pod_fixed_mib = recommended(host, configured_mib);
-    Ok(Overhead { shim, monitor, broker, kernel, guest, pod_fixed_mib, configured_mib })
+    let pod_fixed_mib_per_gib = size::share_mib(GIB_MIB);
+    Ok(Overhead {
+        shim,
+        monitor,
+        broker,
+        kernel,
+        guest,
+        pod_fixed_mib,
+        pod_fixed_mib_per_gib,
+        configured_mib,
+    })
 }
 
-/// A VM is larger than its pod's limit by `configured` MiB, all of which a guest may touch; the rest is the host's.
+/// A VM is larger than its pod's limit by `configured` MiB and what grows with the limit, all of which a guest may touch; the rest is the host's.
 fn recommended(host_bytes: u64, configured_mib: u64) -> u64 {
     let host_mib = (host_bytes + host_bytes / MARGIN).div_ceil(1 << 20);
     (configured_mib + host_mib).next_multiple_of(STEP_MIB)
@@ -154,7 +169,10 @@ impl Overhead {
                 size(self.guest.ram),
                 self.configured_mib
             ),
-            format!("RuntimeClass: overhead.podFixed.memory: {}Mi", self.pod_fixed_mib),
+            format!(
+                "RuntimeClass: overhead.podFixed.memory: {}Mi, and {}Mi for each GiB of its pods' memory limits",
+                self.pod_fixed_mib, self.pod_fixed_mib_per_gib
+            ),
         ]
     }
 }

@@ -32,7 +32,7 @@ const fn counter(name: &'static str, help: &'static str, of: fn(&PodMetrics) -> 
     Family { name, help, kind: MetricType::Counter, of }
 }
 
-const FAMILIES: [Family; 28] = [
+const FAMILIES: [Family; 29] = [
     gauge("hull_shim_resident_bytes", "Memory of the shim, shared pages included.", |pod| {
         one(pod.shim.map(|shim| number(shim.resident_bytes)))
     }),
@@ -62,6 +62,11 @@ const FAMILIES: [Family; 28] = [
         "hull_guest_available_memory_bytes",
         "Memory that containers can still take in the guest.",
         |pod| one(pod.guest.map(|guest| number(guest.available_bytes))),
+    ),
+    gauge(
+        "hull_guest_containers_memory_bytes",
+        "Memory that all containers of the guest may take together, 0 for no bound.",
+        |pod| one(pod.guest.map(|guest| number(guest.containers_bytes))),
     ),
     gauge("hull_vm_hotplug_memory_bytes", "Memory that was added to the VM.", |pod| {
         one(pod.vm.as_ref().and_then(|vm| Some(number(vm.hotplug?.plugged_bytes))))

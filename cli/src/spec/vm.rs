@@ -1,11 +1,12 @@
 //! The VM around a container: how large it is and who ends it. Written as annotations, read by the shim.
 
+use hull_shim::config::VmDefaults;
+use hull_shim::size;
+
 use crate::quantity::{Bytes, Cpus};
 
 /// Guest memory without `-m`, in MiB.
 const DEFAULT_MEMORY_MIB: u64 = 512;
-/// What the guest's kernel and agent need beside the container's own limit, in MiB.
-const OVERHEAD_MIB: u64 = 128;
 /// vCPUs without `--cpus`: a second one costs exits at boot, and most commands have no use for it.
 const DEFAULT_VCPUS: u64 = 1;
 /// The most vCPUs a VM can have.
@@ -48,8 +49,8 @@ impl VmSize {
             Some(cpus) if cpus.ceil() > host_cpus => return Err(VmSizeError::HostCpus(host_cpus)),
             Some(cpus) => cpus.ceil(),
         };
-        let memory_mib =
-            memory.map_or(DEFAULT_MEMORY_MIB, |limit| limit.mib_up().saturating_add(OVERHEAD_MIB));
+        let of_limit = |limit: Bytes| size::memory_mib(limit.0, VmDefaults::default().overhead_mib);
+        let memory_mib = memory.map_or(DEFAULT_MEMORY_MIB, of_limit);
         if vcpus > MAX_VCPUS {
             return Err(VmSizeError::Cpus);
         }
@@ -104,8 +105,8 @@ mod tests {
         };
         assert_eq!(size(None, None, 8), Ok(VmSize { vcpus: 1, memory_mib: 512 }));
         assert_eq!(size(None, None, 1), Ok(VmSize { vcpus: 1, memory_mib: 512 }));
-        assert_eq!(size(Some("64m"), Some("0.5"), 8), Ok(VmSize { vcpus: 1, memory_mib: 192 }));
-        assert_eq!(size(Some("65537k"), Some("2.5"), 8), Ok(VmSize { vcpus: 3, memory_mib: 193 }));
+        assert_eq!(size(Some("64m"), Some("0.5"), 8), Ok(VmSize { vcpus: 1, memory_mib: 194 }));
+        assert_eq!(size(Some("65537k"), Some("2.5"), 8), Ok(VmSize { vcpus: 3, memory_mib: 196 }));
         assert_eq!(size(None, Some("2.5"), 2), Err(VmSizeError::HostCpus(2)));
         assert_eq!(size(None, Some("33"), 64), Err(VmSizeError::Cpus));
         assert_eq!(size(Some("2t"), None, 2), Err(VmSizeError::Memory));

@@ -370,6 +370,11 @@ impl Agent for FakeAgent {
         Ok(api::Empty::new())
     }
 
+    async fn revert_update(&self, _: &TtrpcContext, _: api::ContainerRequest) -> ttrpc::Result<api::Empty> {
+        self.fault.at("revert");
+        Ok(api::Empty::new())
+    }
+
     async fn container_stats(
         &self,
         _: &TtrpcContext,

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
 
 /// Every step's name.
-const STEPS: [&str; 31] = [
+const STEPS: [&str; 32] = [
     "hello",
     "jail",
     "machine",
@@ -41,6 +41,7 @@ const STEPS: [&str; 31] = [
     "pause",
     "resume",
     "update",
+    "revert",
     "usage",
     "stream",
     "shutdown",
@@ -182,6 +183,11 @@ pub fn note(file: &str, line: &str) {
     let path = folder().join(file);
     let mut file = fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
     writeln!(file, "{line}").unwrap();
+}
+
+/// A number that the test has told, in a file in its folder.
+pub fn told(file: &str) -> Option<u32> {
+    fs::read_to_string(folder().join(file)).ok()?.trim().parse().ok()
 }
 
 fn folder() -> PathBuf {

@@ -11,6 +11,8 @@ mod broker;
 mod fault;
 mod streams;
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::os::unix::net::UnixStream as StdStream;
@@ -28,7 +30,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use agent::FakeAgent;
-use fault::{Fault, note};
+use fault::{Fault, note, told};
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("broker") {
@@ -41,6 +43,7 @@ fn main() {
     nix::fcntl::fcntl(&control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
     let mut ports = Vec::new();
     let mut listener = None;
+    let mut console: Option<File> = None;
     // A monitor holds its taps.
     let mut taps = Vec::new();
     loop {
@@ -53,7 +56,8 @@ fn main() {
             Request::Machine(machine) => {
                 fault.at("machine");
                 note("kernel", &machine.kernel_args);
-                assert_eq!(fds.len(), 4);
+                let [_kvm, _kernel, _initramfs, file] = fds.try_into().unwrap();
+                console = Some(File::from(file));
             }
             Request::AddDisk(disk) => {
                 fault.at("disk");
@@ -82,6 +86,8 @@ fn main() {
                     }
                     Fault::Panic => {
                         let message = "VFS: Unable to mount root fs".to_owned();
+                        let trace = "Oops: 0000\r\nRIP: 0010:nowhere\r\n---[ end Kernel panic ]---\r\n";
+                        console.take().unwrap().write_all(trace.as_bytes()).unwrap();
                         control.send(&Message::Done, &[]).unwrap();
                         control.send(&Message::Exited(ExitReason::GuestPanic { message }), &[]).unwrap();
                         exit(0);
@@ -102,10 +108,11 @@ fn main() {
                                 fault.at("plug");
                                 reading.send(&Message::Plugged { slot: 7 }, &[]).unwrap();
                             }
-                            // A guest that has at most 256 MiB to give back and to take.
+                            // A guest that has at most 256 MiB to give back and to take, and may be told to keep some.
                             Request::SetHotplugMemory { mib } => {
                                 note("memory", &mib.to_string());
-                                plugged = mib.next_multiple_of(2).min(256);
+                                let kept = told("keeps").map_or(0, |keeps| plugged.min(keeps));
+                                plugged = mib.next_multiple_of(2).min(256).max(kept);
                                 reading.send(&Message::Done, &[]).unwrap();
                             }
                             Request::Stats => {

@@ -207,6 +207,12 @@ impl Agent {
         self.call("Debug", Some(DEADLINE), self.client.debug(Context::default(), request)).await
     }
 
+    /// Takes the last change of limits back.
+    pub async fn revert_update(&self, request: &ContainerRequest) -> Result<(), AgentError> {
+        let answer = self.client.revert_update(Context::default(), request);
+        self.call("RevertUpdate", Some(DEADLINE), answer).await.map(drop)
+    }
+
     /// What a container uses.
     pub async fn container_stats(
         &self,

@@ -52,7 +52,11 @@ async fn vm_stats(vm: Option<&Vm>) -> Option<hull_protocol::vmm::VmStats> {
 async fn guest_memory(vm: Option<&Vm>) -> Option<GuestMemory> {
     let request = InfoRequest { api_version: API_VERSION, ..InfoRequest::default() };
     let info = tokio::time::timeout(PATIENCE, vm?.agent.info(&request)).await.ok()?.ok()?;
-    Some(GuestMemory { total_bytes: info.memory_total_bytes, available_bytes: info.memory_available_bytes })
+    Some(GuestMemory {
+        total_bytes: info.memory_total_bytes,
+        available_bytes: info.memory_available_bytes,
+        containers_bytes: info.memory_containers_bytes,
+    })
 }
 
 async fn of_container(container: &Container) -> (ContainerMetrics, Vec<LinkUsage>) {

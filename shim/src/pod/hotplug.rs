@@ -144,7 +144,7 @@ impl Vm {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write;
     use std::os::fd::OwnedFd;
     use std::path::Path;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
-    async fn boot(folder: &Path) -> Vm {
+    pub async fn boot(folder: &Path) -> Vm {
         let spec = VmSpec {
             size: VmShape { vcpus: 1, memory_mib: 256 },
             room: VmShape { vcpus: 4, memory_mib: 256 + 256 },

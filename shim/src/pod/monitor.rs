@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cgroup::Accounting;
+use super::console::last_lines;
 use super::relay::{Words, relay};
 use crate::cgroup::OomKills;
 
@@ -28,6 +29,9 @@ use crate::cgroup::OomKills;
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the last words of a monitor that has exited are waited for.
 const WORDS_DEADLINE: Duration = Duration::from_millis(200);
+/// What of the console is in the log once the guest's kernel has panicked: a trace and what led to it.
+const TRACE_BYTES: u64 = 8192;
+const TRACE_LINES: usize = 80;
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,11 +128,12 @@ impl Monitor {
     /// that itself.
     ///
     /// Where there is a namespace it is in that: on the host it stands for the pod. It is counted with the pod before it has
-    /// any of the guest's memory.
+    /// any of the guest's memory. What `console` holds when the guest's kernel has panicked goes to the log.
     pub fn spawn(
         path: &Path,
         namespace: Option<BorrowedFd<'_>>,
         accounting: &Accounting,
+        console: PathBuf,
     ) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { path: path.display().to_string(), source };
         let (ours, theirs) = Channel::pair().map_err(failed)?;
@@ -139,7 +144,17 @@ impl Monitor {
         let channel = AsyncChannel::new(ours)?;
         let (asks, inbox) = mpsc::channel(8);
         let (end, ended) = watch::channel(None);
-        tokio::spawn(watch_over(channel, child, said, inbox, end, accounting.oom_kills()));
+        let oom_kills = accounting.oom_kills();
+        tokio::spawn(async move {
+            let how = watch_over(channel, child, said, inbox, oom_kills).await;
+            if let VmEnd::Reported(ExitReason::GuestPanic { .. }) = how {
+                for line in last_lines(&console, TRACE_BYTES, TRACE_LINES) {
+                    log::warn!("the guest's console: {line}");
+                }
+            }
+            log::info!("the VM ended: {how}");
+            end.send_replace(Some(how));
+        });
         Ok(Self { asks, end: VmEnded(ended), pid })
     }
 
@@ -199,15 +214,14 @@ impl Monitor {
     }
 }
 
-/// Owns the control socket and the process until both are gone, then publishes how it ended.
+/// Owns the control socket and the process until both are gone; tells how it ended.
 async fn watch_over(
     channel: AsyncChannel,
     mut child: Child,
     said: Words,
     mut inbox: mpsc::Receiver<Ask>,
-    end: watch::Sender<Option<VmEnd>>,
     oom_kills: Option<OomKills>,
-) {
+) -> VmEnd {
     let mut waiting: VecDeque<oneshot::Sender<Result<Message, MonitorError>>> = VecDeque::new();
     let mut reported = None;
     loop {
@@ -274,8 +288,7 @@ async fn watch_over(
     if tokio::time::timeout(WORDS_DEADLINE, said).await.is_err() {
         log::debug!("the monitor's standard error is still open");
     }
-    log::info!("the VM ended: {how}");
-    end.send_replace(Some(how));
+    how
 }
 
 /// Whether the host's OOM killer has ended a process of the pod.

@@ -21,6 +21,9 @@ const REGION_MIB: u32 = 128;
 const TIMES_MAX: u32 = 16;
 /// A VM has twice the processors that it begins with, or this many: each costs the host a thread.
 const VCPUS_AT_LEAST: u8 = 4;
+/// What a guest does with memory.
+const PLUGGED: &str = "plugged";
+const UNPLUGGED: &str = "unplugged";
 /// How long a guest may take to plug or to unplug.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How often it is looked at meanwhile.
@@ -159,11 +162,11 @@ impl Vm {
         if to.memory_mib != before.memory_mib {
             let further = |shape: VmShape| shape.memory_mib - size.began.memory_mib;
             self.have_device().await?;
-            let did = if to.memory_mib > before.memory_mib { "plugged" } else { "unplugged" };
+            let did = if to.memory_mib > before.memory_mib { PLUGGED } else { UNPLUGGED };
             if let Err(error) = self.plug_memory(further(to), did).await {
-                // What it has given back stays given back; what it has got is taken away again in its own time.
-                let back = further(before);
-                self.monitor().request(Request::SetHotplugMemory { mib: back }, Vec::new()).await?;
+                if let Err(kept) = self.undo_memory(further(before), did).await {
+                    log::error!("the VM has not the memory of before: {kept}");
+                }
                 return Err(error);
             }
             size.set(VmShape { memory_mib: to.memory_mib, ..before });
@@ -188,6 +191,14 @@ impl Vm {
             *device = Device::Bound;
         }
         Ok(())
+    }
+
+    /// What it has got is taken away again in its own time. What it has given back it gets again before anybody counts on it.
+    async fn undo_memory(&self, mib: u32, did: &'static str) -> Result<(), ResizeError> {
+        if did == UNPLUGGED {
+            return self.plug_memory(mib, PLUGGED).await;
+        }
+        Ok(self.monitor().request(Request::SetHotplugMemory { mib }, Vec::new()).await?)
     }
 
     async fn plug_memory(&self, mib: u32, did: &'static str) -> Result<(), ResizeError> {

@@ -178,7 +178,7 @@ impl Booting {
         };
 
         let namespace = network.as_ref().map(|settled| settled.network.namespace().as_fd());
-        let monitor = Monitor::spawn(&artifacts.vmm, namespace, &accounting)?;
+        let monitor = Monitor::spawn(&artifacts.vmm, namespace, &accounting, spec.console.clone())?;
         let killed = monitor.clone();
         undo.push("the monitor", async move {
             killed.kill().await;

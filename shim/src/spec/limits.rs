@@ -4,6 +4,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
 
 use super::shape::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX, VmShape, annotation};
 use crate::config::VmDefaults;
+use crate::size;
 
 const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -68,10 +69,8 @@ impl Limits {
 }
 
 fn vm_memory_mib(bytes: u64, defaults: &VmDefaults) -> u32 {
-    u32::try_from(bytes.div_ceil(1 << 20))
-        .unwrap_or(MEMORY_MIB_MAX)
-        .saturating_add(defaults.overhead_mib)
-        .clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX)
+    let mib = size::memory_mib(bytes, defaults.overhead_mib);
+    u32::try_from(mib).unwrap_or(MEMORY_MIB_MAX).clamp(MEMORY_MIB_MIN, MEMORY_MIB_MAX)
 }
 
 fn vcpus(milli_cpus: u64) -> u8 {
@@ -143,7 +142,7 @@ mod tests {
     fn what_no_limit_needs_is_not_kept() {
         let least = VmShape { vcpus: 1, memory_mib: 512 };
         let of = |own, others: &[Limits]| enough(least, own, others, &VmDefaults::default());
-        assert_eq!(of(limits(600, 150_000), &[limits(100, 60_000)]), VmShape { vcpus: 3, memory_mib: 828 });
+        assert_eq!(of(limits(600, 150_000), &[limits(100, 60_000)]), VmShape { vcpus: 3, memory_mib: 850 });
         assert_eq!(of(limits(100, 50_000), &[Limits::default()]), least);
         assert_eq!(of(Limits::default(), &[]), least);
         assert_eq!(
@@ -158,15 +157,15 @@ mod tests {
         let size = VmShape { vcpus: 1, memory_mib: 512 };
         let needs = |before, after, others: &[Limits]| needed(size, (before, after), others, &defaults);
         let none = Limits::default();
-        // 384 MiB and the guest's 128 are 512.
-        assert_eq!(needs(none, limits(384, 100_000), &[]), size);
-        assert_eq!(needs(none, limits(385, 100_001), &[]), VmShape { vcpus: 2, memory_mib: 513 });
-        assert_eq!(needs(limits(64, 50_000), limits(1024, 50_000), &[]).memory_mib, 1152);
+        // 372 MiB, the guest's 128 and a 32nd part are 512.
+        assert_eq!(needs(none, limits(372, 100_000), &[]), size);
+        assert_eq!(needs(none, limits(373, 100_001), &[]), VmShape { vcpus: 2, memory_mib: 513 });
+        assert_eq!(needs(limits(64, 50_000), limits(1024, 50_000), &[]).memory_mib, 1184);
         // Those of others count where there was a limit: they add up to the VM.
         let others = [limits(256, 50_000), none];
-        assert_eq!(needs(limits(64, 50_000), limits(128, 50_000), &others), size);
+        assert_eq!(needs(limits(64, 50_000), limits(116, 50_000), &others), size);
         let larger = VmShape { vcpus: 2, memory_mib: 513 };
-        assert_eq!(needs(limits(64, 50_000), limits(129, 60_000), &others), larger);
+        assert_eq!(needs(limits(64, 50_000), limits(117, 60_000), &others), larger);
         // What is lowered, lifted or stays needs nothing, also in a VM that is too small for the sum.
         let crowd = [limits(600, 300_000)];
         for (before, after) in [(300, 200), (300, 300), (300, -1)] {

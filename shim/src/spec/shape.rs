@@ -132,7 +132,7 @@ mod tests {
         );
         assert_eq!(
             VmShape::of(&limited, &Role::Alone, &VmDefaults::default()).unwrap(),
-            VmShape { vcpus: 2, memory_mib: 385 }
+            VmShape { vcpus: 2, memory_mib: 394 }
         );
         let unlimited = spec(
             r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}}}"#,
@@ -156,7 +156,7 @@ mod tests {
         let of = |json| VmShape::of(&spec(json), &Role::Alone, &defaults).unwrap();
         assert_eq!(of(r#"{"ociVersion":"1.0.2"}"#), VmShape { vcpus: 2, memory_mib: 100 });
         let limited = r#"{"ociVersion":"1.0.2","linux":{"resources":{"memory":{"limit":104857600},"cpu":{"quota":900000}}}}"#;
-        assert_eq!(of(limited), VmShape { vcpus: 4, memory_mib: 150 });
+        assert_eq!(of(limited), VmShape { vcpus: 4, memory_mib: 154 });
         let large = r#"{"ociVersion":"1.0.2","annotations":{"dev.hull.vm.vcpus":"32","dev.hull.vm.memory-mib":"4096"}}"#;
         assert_eq!(of(large), VmShape { vcpus: 4, memory_mib: 300 });
     }
@@ -170,7 +170,7 @@ mod tests {
         );
         assert_eq!(
             VmShape::of(&pod, &Role::Sandbox, &VmDefaults::default()).unwrap(),
-            VmShape { vcpus: 3, memory_mib: 1152 }
+            VmShape { vcpus: 3, memory_mib: 1184 }
         );
         let best_effort = spec(
             r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-memory":"0",

@@ -1,7 +1,7 @@
 //! Limits hold, and what hits them is told so.
 
 use hull_tests::eventually;
-use hull_tests::hull::{Hull, image};
+use hull_tests::hull::{Hull, image, metric};
 
 #[test]
 fn too_much_memory_is_an_oom_kill_and_says_so() {
@@ -70,6 +70,21 @@ fn memory_that_runs_short_is_logged_with_figures() {
     assert!(stalled >= 200.0 && available < total && containers < limit && limit < total, "{line}");
     hull.ok(["rm", "-f", &id]);
     hull.left_nothing();
+}
+
+/// What the guest's kernel takes grows with its memory, and so does the VM.
+#[test]
+fn a_container_may_have_its_whole_limit() {
+    for mib in [64, 512, 2048, 4096] {
+        let hull = Hull::new();
+        let id = hull.detached(&["-m", &format!("{mib}m")], "busybox", &["sleep", "1000"]);
+        let text = hull.ok(["metrics"]);
+        let bound = metric(&text, "hull_guest_containers_memory_bytes", &[&id]).unwrap();
+        println!("{mib} MiB: all containers may have {:.0} MiB", bound / f64::from(1 << 20));
+        assert!(bound >= f64::from(mib) * f64::from(1 << 20), "{mib} MiB, and {bound} bytes");
+        hull.ok(["rm", "-f", &id]);
+        hull.left_nothing();
+    }
 }
 
 #[test]

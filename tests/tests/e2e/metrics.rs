@@ -4,15 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use hull_tests::eventually;
-use hull_tests::hull::Hull;
-
-/// The value of the metric with these words in its line.
-fn value(text: &str, metric: &str, words: &[&str]) -> Option<f64> {
-    let line = text.lines().find(|line| {
-        line.starts_with(&format!("{metric}{{")) && words.iter().all(|word| line.contains(word))
-    })?;
-    line.rsplit(' ').next()?.parse().ok()
-}
+use hull_tests::hull::{Hull, metric as value};
 
 fn get(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();

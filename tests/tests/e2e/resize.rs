@@ -2,6 +2,7 @@
 
 use hull_tests::containerd::Containerd;
 use hull_tests::cri::*;
+use hull_tests::hull::{Hull, metric};
 use hull_tests::kubelet::{Pod, some};
 
 /// Asks for new limits: memory in MiB, processors in percent of one.
@@ -38,19 +39,22 @@ fn a_vm_grows_and_shrinks_with_its_containers_limits() {
     let (began, cpus) = size(&pod, &web);
     assert!((400..512).contains(&began) && cpus == 1, "{began} MiB, {cpus} processors");
 
-    // 1024 MiB, and the guest's 128: 640 more than it has booted with.
+    // 1024 MiB, the guest's 128, and a 32nd of the limit: 672 more than it has booted with.
     update(&pod, &web, 1024, 100).unwrap();
     let (grown, _) = size(&pod, &web);
-    assert!((began + 630..=began + 640).contains(&grown), "{began}, then {grown} MiB");
+    assert!((began + 662..=began + 672).contains(&grown), "{began}, then {grown} MiB");
     let limit = "cat /sys/fs/cgroup/memory.max";
     assert_eq!(pod.says(&web, limit), "1073741824\n");
+    let metrics = Hull::new().ok(["metrics"]);
+    let bound = metric(&metrics, "hull_guest_containers_memory_bytes", &[]).unwrap();
+    assert!(bound >= f64::from(1024 << 20), "all containers may have {bound} bytes");
     // It is there to be used.
     pod.says(&web, "dd if=/dev/zero of=/dev/null bs=800M count=1 2>/dev/null");
 
     update(&pod, &web, 256, 100).unwrap();
     assert_eq!((size(&pod, &web).0, pod.says(&web, limit)), (began, "268435456\n".to_owned()));
     // Up to half of it, and further.
-    for (mib, more) in [(512, 128), (768, 384), (384, 0)] {
+    for (mib, more) in [(512, 144), (768, 408), (368, 0)] {
         update(&pod, &web, mib, 100).unwrap();
         let (now, _) = size(&pod, &web);
         assert!(
@@ -63,14 +67,14 @@ fn a_vm_grows_and_shrinks_with_its_containers_limits() {
     let refused = update(&pod, &web, 1 << 20, 100).unwrap_err();
     let words = format!("{refused:?}");
     assert!(words.contains("the limits take a VM of 1 vCPU and"), "{words}");
-    assert_eq!((size(&pod, &web).0, pod.says(&web, limit)), (began, "402653184\n".to_owned()));
+    assert_eq!((size(&pod, &web).0, pod.says(&web, limit)), (began, "385875968\n".to_owned()));
 
     let processors = std::thread::available_parallelism().unwrap().get();
-    match update(&pod, &web, 384, 150) {
+    match update(&pod, &web, 368, 150) {
         Ok(_) => {
             assert!(processors > 1);
             assert_eq!(size(&pod, &web).1, 2);
-            update(&pod, &web, 384, 100).unwrap();
+            update(&pod, &web, 368, 100).unwrap();
         }
         Err(refused) => assert!(processors == 1 && format!("{refused:?}").contains("2 vCPUs"), "{refused:?}"),
     }

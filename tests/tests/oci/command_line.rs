@@ -231,3 +231,57 @@ fn errors_go_to_the_log_that_containerd_reads() {
         assert_eq!((&line["level"], &line["msg"]), (&json!("error"), &json!("container does not exist")));
     }
 }
+
+/// `--cgroup`: a path below the container's cgroup; and without it, in one that is divided, where the init is.
+#[test]
+fn an_exec_goes_into_a_cgroup_below_the_containers() {
+    for runtime in both() {
+        let name = runtime.name;
+        let bundle = Bundle::new();
+        std::fs::copy("/bin/busybox", bundle.root().join("sh")).unwrap();
+        bundle.write(&sleeping());
+        assert_eq!(runtime.create("c", &bundle).code, 0);
+        runtime.ok(["start", "c"]);
+        let state: Value = serde_json::from_str(&runtime.ok(["state", "c"])).unwrap();
+        let pid = state["pid"].to_string();
+        let path = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let own = Path::new("/sys/fs/cgroup")
+            .join(path.lines().find_map(|line| line.strip_prefix("0::/")).unwrap());
+        for directory in ["init", "workers/one"] {
+            std::fs::create_dir_all(own.join(directory)).unwrap();
+        }
+        let exec = |words: &[&str]| {
+            let script = [
+                "c",
+                "/sh",
+                "-c",
+                "while read line; do case $line in 0::*) echo $line;; esac; done < /proc/self/cgroup",
+            ];
+            runtime.run([&["exec"], words, &script].concat())
+        };
+        for (words, seen) in [
+            (&["--cgroup", "workers"][..], "/workers"),
+            (&["--cgroup", "/workers/one"], "/workers/one"),
+            (&[], "/"),
+        ] {
+            let said = exec(words);
+            assert_eq!((said.code, said.out), (0, format!("0::{seen}\n")), "{name}: {words:?}: {}", said.err);
+        }
+        for words in [
+            &["--cgroup", "absent"][..],
+            &["--cgroup", "../../.."],
+            &["--cgroup", "workers/../.."],
+            &["--cgroup", "cpu:workers"],
+            &["--cgroup", "init", "--cgroup", "workers"],
+        ] {
+            let said = exec(words);
+            assert_ne!(said.code, 0, "{name}: {words:?}");
+            assert!(!said.out.contains("0::"), "{name}: {words:?}: {said:?}");
+        }
+        std::fs::write(own.join("init/cgroup.procs"), &pid).unwrap();
+        std::fs::write(own.join("cgroup.subtree_control"), "+pids").unwrap();
+        let said = exec(&[]);
+        assert_eq!((said.code, said.out.as_str()), (0, "0::/init\n"), "{name}: {}", said.err);
+        runtime.ok(["delete", "--force", "c"]);
+    }
+}

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::{Actor, Event, Existence, Freezer, answer, report};
-use crate::cgroup::Writer;
+use crate::cgroup::{Undo, Writer};
 use crate::container::handle::{Reply, Target};
 use crate::container::process::State;
 use crate::environment::Environment;
@@ -73,12 +73,32 @@ impl Actor {
         };
         let (updates, environment) = (self.updates.clone(), self.environment.clone());
         tokio::spawn(async move {
-            let _turn = updates.lock().await;
+            let mut last = updates.lock().await;
+            *last = Undo::default();
             let Environment { memory, cgroups, children, .. } = &*environment;
             let result = async {
                 // What it gets now may have come with memory that the guest got before.
                 memory.follow(cgroups, children).await?;
-                cgroup.apply(&limits, Writer::Helper(children)).await
+                *last = cgroup.apply(&limits, Writer::Helper(children)).await?;
+                Ok::<_, Error>(())
+            };
+            answer(reply, result.await);
+        });
+    }
+
+    /// Takes back what the last update has changed; nothing where there was none, or it was taken back before.
+    pub(super) fn revert(&self, reply: Reply<()>) {
+        let cgroup = match self.cgroup("take an update back") {
+            Ok(cgroup) => cgroup.clone(),
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let (updates, environment) = (self.updates.clone(), self.environment.clone());
+        tokio::spawn(async move {
+            let mut last = updates.lock().await;
+            let Environment { memory, cgroups, children, .. } = &*environment;
+            let result = async {
+                memory.follow(cgroups, children).await?;
+                cgroup.take_back(std::mem::take(&mut *last), Writer::Helper(children)).await
             };
             answer(reply, result.await.map_err(Error::from));
         });

@@ -8,7 +8,7 @@ use super::{Actor, EXECS_MAX, Event, Freezer, Removal, answer, not_run, report, 
 use crate::container::handle::{ProcessName, Reply};
 use crate::container::process::{Process, State};
 use crate::error::Error;
-use crate::launch::{self, Launched};
+use crate::launch::{self, ExecCgroup, Init, Launched};
 use crate::spec::ProcessSpec;
 use crate::stdio::Prepared;
 
@@ -17,6 +17,7 @@ impl Actor {
         &mut self,
         id: String,
         spec: Box<ProcessSpec>,
+        cgroup: Option<String>,
         stdio: &api::Stdio,
     ) -> Result<(), Error> {
         if self.execs.contains_key(&id) {
@@ -28,7 +29,11 @@ impl Actor {
         if matches!(self.init.state, State::Exited) || !matches!(self.removal, Removal::NotAsked) {
             return Err(Error::State { action: "create an exec", state: "the container has ended" });
         }
-        self.execs.insert(id, Process::exec(spec, stdio));
+        // It is looked for again when the process starts; who asks learns now that it is not there.
+        if let Some(path) = &cgroup {
+            self.cgroup("create an exec")?.below(path)?;
+        }
+        self.execs.insert(id, Process::exec(spec, cgroup, stdio));
         Ok(())
     }
 
@@ -54,7 +59,7 @@ impl Actor {
         let cgroup = self.cgroup(ACTION)?.clone();
         let user = self.user().cloned();
         let refuse = |state| Err(Error::State { action: ACTION, state });
-        let State::Running(_, container) = &self.init.state else {
+        let State::Running(pid, pidfd) = &self.init.state else {
             return refuse("the container is not running");
         };
         if !matches!(self.freezer, Freezer::Thawed) {
@@ -64,6 +69,7 @@ impl Actor {
         if !matches!(exec.state, State::Prepared(..)) {
             return refuse("the process has been started");
         }
+        let init = Init { pid: *pid, pidfd: pidfd.as_fd() };
         let State::Prepared(mut spec, expected) = std::mem::replace(&mut exec.state, State::Exited) else {
             return refuse("the process has been started");
         };
@@ -71,13 +77,17 @@ impl Actor {
         let launched = Prepared::new(expected, spec.console, &self.environment.null)
             .map_err(Error::system("make pipes"))
             .and_then(|(stdio, child)| {
+                let place = match &exec.cgroup {
+                    None => ExecCgroup::Own(&cgroup),
+                    Some(path) => ExecCgroup::Other(cgroup.below(path)?),
+                };
                 let launched = launch::exec(
                     &self.environment,
                     &spec,
                     &self.spec,
-                    container.as_fd(),
+                    init,
                     user.as_deref(),
-                    &cgroup,
+                    &place,
                     &child,
                 )?;
                 Ok((launched, stdio))

@@ -1,7 +1,6 @@
 //! Why a VM did not come up, and what its console had to say about it.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +8,9 @@ use hull_protocol::agent::API_VERSION;
 
 use crate::config::BOOT_TIMEOUT_VARIABLE;
 use crate::network::NetworkError;
+use crate::pod::console::last_lines;
 use crate::pod::hotplug::PlugError;
-use crate::pod::{AgentError, ArtifactError, BrokerError, MonitorError, VmEnd, printable};
+use crate::pod::{AgentError, ArtifactError, BrokerError, MonitorError, VmEnd};
 use crate::record::RecordError;
 
 /// What of the console is shown in an error.
@@ -90,23 +90,5 @@ impl std::fmt::Display for ConsoleTail {
 
 /// What a console ends with.
 pub(super) fn console_tail(path: &Path) -> ConsoleTail {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL)))?;
-        let mut bytes = Vec::new();
-        file.take(CONSOLE_TAIL).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_else(|error| format!("(unreadable: {error})").into_bytes());
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let mut lines: Vec<String> = text
-        .lines()
-        .rev()
-        .map(printable)
-        .filter(|line| !line.trim().is_empty())
-        .take(CONSOLE_TAIL_LINES)
-        .collect();
-    lines.reverse();
-    ConsoleTail(lines)
+    ConsoleTail(last_lines(path, CONSOLE_TAIL, CONSOLE_TAIL_LINES))
 }
