@@ -40,6 +40,8 @@ pub struct Config {
     pub vm: VmDefaults,
     /// What each pod's devices may do, without bounds by default.
     pub limits: DeviceLimits,
+    /// Who moves the frames of its interfaces.
+    pub vhost: Vhost,
     /// What a VM is made from.
     pub artifacts: ArtifactPaths,
     /// Which jail monitors close around themselves; by default what the shim's own privileges allow.
@@ -117,6 +119,17 @@ pub enum Resize {
     /// They are refused.
     Refuse,
     /// The VM grows, within its room: which a hostile guest may take by itself.
+    Allow,
+}
+
+/// Whether the host's kernel may move the frames of a pod's interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vhost {
+    /// The monitor does it.
+    #[default]
+    Never,
+    /// The kernel does it where it can, by vhost-net: then it reads what a guest writes into its rings.
     Allow,
 }
 
@@ -255,6 +268,7 @@ impl Config {
                     from_guest: rates(network.mib_per_second, network.packets_per_second),
                 },
             },
+            vhost: network.vhost.unwrap_or_default(),
             artifacts: ArtifactPaths {
                 vmm: named("monitor.path in the configuration", monitor.path),
                 broker: named("monitor.broker_path in the configuration", monitor.broker_path),

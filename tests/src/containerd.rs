@@ -320,8 +320,10 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.file("log")).unwrap_or_default();
-            let told: Vec<&str> =
-                log.lines().filter(|line| line.contains("hull") || line.contains("level=error")).collect();
+            // What the shims said names their pods.
+            let matters =
+                |line: &&str| ["level=warn", "level=error", " pod="].iter().any(|it| line.contains(it));
+            let told: Vec<&str> = log.lines().filter(matters).collect();
             eprintln!("containerd:\n{}", told[told.len().saturating_sub(120)..].join("\n"));
             self.tell_of_bundles();
             if self.daemon.is_some() {

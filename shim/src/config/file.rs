@@ -9,7 +9,7 @@ use hull_protocol::vmm::CpuTemplate;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::{FreeMemory, JailChoice, LogLevel, Resize};
+use super::{FreeMemory, JailChoice, LogLevel, Resize, Vhost};
 use crate::record::annotation;
 
 /// Longer is no configuration.
@@ -132,6 +132,7 @@ pub struct Disk {
 pub struct Network {
     pub mib_per_second: Option<Bounded<u32, 1, { 1 << 20 }>>,
     pub packets_per_second: Option<Bounded<u32, 1, 100_000_000>>,
+    pub vhost: Option<Vhost>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -209,6 +210,7 @@ impl Keys {
             network: Network {
                 mib_per_second: over.network.mib_per_second.or(self.network.mib_per_second),
                 packets_per_second: over.network.packets_per_second.or(self.network.packets_per_second),
+                vhost: over.network.vhost.or(self.network.vhost),
             },
             monitor: Monitor {
                 path: over.monitor.path.or(self.monitor.path),

@@ -144,6 +144,9 @@ impl Vm {
 }
 
 #[cfg(test)]
+mod soak;
+
+#[cfg(test)]
 pub(super) mod tests {
     use std::io::Write;
     use std::os::fd::OwnedFd;
@@ -166,10 +169,14 @@ pub(super) mod tests {
     use crate::record::ShimRecord;
     use crate::spec::VmShape;
 
-    fn disk(serial: &str) -> Disk {
+    pub(super) fn disk(serial: &str) -> Disk {
+        disk_of(serial, 1 << 16)
+    }
+
+    pub(super) fn disk_of(serial: &str, length: usize) -> Disk {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[0; 1 << 16]).unwrap();
-        let extents = vec![DiskExtent { offset: 0, length: 1 << 16 }];
+        file.write_all(&vec![0; length]).unwrap();
+        let extents = vec![DiskExtent { offset: 0, length: length.try_into().unwrap() }];
         let config = DiskConfig {
             serial: serial.into(),
             access: DiskAccess::ReadOnly,
@@ -184,7 +191,7 @@ pub(super) mod tests {
     const AGENT_RESIDENT_MAX: u64 = 3 << 20;
 
     /// Whether the guest has a disk: a container from it fails for what is on the disk, or because there is none.
-    async fn has_disk(vm: &Vm, serial: &str) -> bool {
+    pub(super) async fn has_disk(vm: &Vm, serial: &str) -> bool {
         let erofs = ErofsDisk { serial: serial.into(), ..ErofsDisk::default() };
         let rootfs = Rootfs { lower: Some(Lower::Erofs(erofs)), ..Rootfs::default() };
         let spec = serde_json::json!({
@@ -208,11 +215,16 @@ pub(super) mod tests {
 
     /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
     pub async fn boot(folder: &Path) -> Vm {
+        boot_with(folder, None).await
+    }
+
+    /// The same, and where there are exports, with them.
+    pub(super) async fn boot_with(folder: &Path, exports: Option<Vec<Export>>) -> Vm {
         let spec = VmSpec {
             size: VmShape { vcpus: 1, memory_mib: 256 },
             room: VmShape { vcpus: 4, memory_mib: 256 + 256 },
             disks: vec![disk("first")],
-            exports: None,
+            exports,
             console: folder.join("console"),
             stream_socket: folder.join("streams"),
             namespace: "test".into(),
@@ -231,7 +243,7 @@ pub(super) mod tests {
 
     /// Runs the file broker's program out of a shared folder, and answers its status: it ends at once, with 1, as it has no
     /// socket. That far it was read from the host.
-    async fn run_from(vm: &Vm, folder: &str) -> Result<u32, AgentError> {
+    pub(super) async fn run_from(vm: &Vm, folder: &str) -> Result<u32, AgentError> {
         let shared = SharedFolder { name: folder.into(), ..SharedFolder::default() };
         let rootfs = Rootfs { lower: Some(Lower::Shared(shared)), ..Rootfs::default() };
         let spec = serde_json::json!({

@@ -166,16 +166,17 @@ impl Booting {
             }
         };
 
-        let (network, devices) = match PodNetwork::open(&spec.network, config.limits.network).await? {
-            Some(network) => {
-                if let Some(record) = network.record() {
-                    journal.network(record)?;
+        let (network, devices) =
+            match PodNetwork::open(&spec.network, config.limits.network, config.vhost).await? {
+                Some(network) => {
+                    if let Some(record) = network.record() {
+                        journal.network(record)?;
+                    }
+                    let (settled, devices) = join(network, undo).await?;
+                    (Some(settled), devices)
                 }
-                let (settled, devices) = join(network, undo).await?;
-                (Some(settled), devices)
-            }
-            None => (None, Vec::new()),
-        };
+                None => (None, Vec::new()),
+            };
 
         let namespace = network.as_ref().map(|settled| settled.network.namespace().as_fd());
         let monitor = Monitor::spawn(&artifacts.vmm, namespace, &accounting, spec.console.clone())?;
@@ -212,8 +213,9 @@ impl Booting {
             }
             let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
             monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
-            for NetworkDevice { config, tap } in devices {
-                monitor.request(Request::AddNetwork(config), vec![tap]).await?;
+            for device in devices {
+                let (request, fds) = device.request();
+                monitor.request(request, fds).await?;
             }
             if let Some(files) = files {
                 let config = FsConfig { tag: VOLUMES_TAG.to_owned(), cache: FsCache::Auto };
