@@ -210,7 +210,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
     .chain([soak::PLUG.to_owned()])
     .collect();
     jobs.push(Job::tests("devices that come and go", names, move |names| {
-        let mut host = place.host(300, "2048");
+        let mut host = place.host(600, "2048");
         host.env("HULL_SOAK", "1");
         with_vhost(place, with_artifacts(&mut host)).arg(&tests).args(["--ignored", "--exact"]).args(names);
         host
