@@ -48,6 +48,8 @@ pub struct Config {
     pub jail: Option<JailChoice>,
     /// Hull's annotations that a pod's own specification may carry, empty by default.
     pub allowed_annotations: BTreeSet<String>,
+    /// Whether pods have a debug console.
+    pub debug_console: DebugConsole,
     /// How much is logged.
     pub log: LogLevel,
 }
@@ -163,6 +165,16 @@ pub enum JailChoice {
     Unprivileged,
 }
 
+/// Whether the host's administrator may ask about a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DebugConsole {
+    /// Nobody may: the guest has no way to be asked.
+    #[default]
+    Off,
+    /// `hull debug`.
+    On,
+}
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -226,7 +238,7 @@ impl Config {
     }
 
     fn resolve(keys: Keys) -> Result<Self, ConfigError> {
-        let Keys { vm, disk, network, monitor, annotations, log } = keys;
+        let Keys { vm, disk, network, monitor, annotations, debug, log } = keys;
         let named = |by, path: Option<PathBuf>| path.map(|path| Named { path, by });
         let defaults = VmDefaults::default();
         let vm_size = VmDefaults {
@@ -265,6 +277,7 @@ impl Config {
             },
             jail: monitor.jail,
             allowed_annotations: annotations.allow.unwrap_or_default(),
+            debug_console: if debug.console == Some(true) { DebugConsole::On } else { DebugConsole::Off },
             log: log.level.unwrap_or_default(),
         })
     }

@@ -300,7 +300,7 @@ impl Engine {
 fn engines(module: &str) -> Vec<Option<Engine>> {
     let of = |variable, suite| Some(Engine { suite, variable });
     match module {
-        "cgroups" | "containerd" | "cri" | "kubelet" | "resize" | "restarts" => {
+        "cgroups" | "containerd" | "cri" | "devices" | "kubelet" | "resize" | "restarts" => {
             vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")]
         }
         "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],

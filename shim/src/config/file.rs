@@ -98,6 +98,7 @@ pub struct Keys {
     pub network: Network,
     pub monitor: Monitor,
     pub annotations: Annotations,
+    pub debug: Debug,
     pub log: Log,
 }
 
@@ -149,6 +150,12 @@ pub struct Monitor {
 pub struct Annotations {
     #[serde(deserialize_with = "known_annotations")]
     pub allow: Option<BTreeSet<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Debug {
+    pub console: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -211,6 +218,7 @@ impl Keys {
                 jail: over.monitor.jail.or(self.monitor.jail),
             },
             annotations: Annotations { allow: over.annotations.allow.or(self.annotations.allow) },
+            debug: Debug { console: over.debug.console.or(self.debug.console) },
             log: Log { level: over.log.level.or(self.log.level) },
         }
     }

@@ -52,6 +52,8 @@ fn every_key_is_understood() {
         jail = "unprivileged"
         [annotations]
         allow = ["dev.hull.vm.vcpus"]
+        [debug]
+        console = true
         [log]
         level = "debug"
         "#,
@@ -85,6 +87,7 @@ fn every_key_is_understood() {
     assert_eq!(config.artifacts.initramfs.as_ref().unwrap().path, Path::new("/opt/initramfs.img"));
     assert_eq!(config.jail, Some(JailChoice::Unprivileged));
     assert_eq!(config.allowed_annotations.iter().collect::<Vec<_>>(), ["dev.hull.vm.vcpus"]);
+    assert_eq!(config.debug_console, DebugConsole::On);
     assert_eq!(config.log, LogLevel::Debug);
 }
 
