@@ -51,13 +51,13 @@ fn binaries() -> Result<(), Error> {
     for profile in ["release", "monitor", "agent"] {
         let mut statics = cargo();
         let mut flags = ["-C", "target-feature=+crt-static"].map(str::to_owned).to_vec();
-        if profile == "agent" {
+        if profile != "release" {
             flags.push("-Cforce-unwind-tables=no".to_owned());
             flags.push(format!("-Clink-arg=-Wl,-T,{}", root().join("agent/no-unwinding.ld").display()));
             flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
-        }
-        if profile != "release" && packs_relocations()? {
-            flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
+            if packs_relocations()? {
+                flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
+            }
         }
         // A path may have spaces in it.
         statics.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
