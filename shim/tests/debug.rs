@@ -15,9 +15,9 @@ async fn end(pod: &Pod, client: &TaskClient) {
     let web = Process::init("web");
     soon(client.start(web)).await.unwrap();
     soon(client.wait(web)).await.unwrap();
-    let error = soon(client.debug("ps")).await.unwrap_err();
-    assert_eq!(error.code(), Some(Code::FAILED_PRECONDITION), "its VM has ended: {error}");
     soon(client.delete(web)).await.unwrap();
+    let error = soon(client.debug("ps")).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::FAILED_PRECONDITION), "there is no VM any more: {error}");
     soon(client.shutdown("web")).await.unwrap();
     pod.assert_nothing_left();
 }
