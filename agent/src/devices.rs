@@ -5,8 +5,11 @@
 use std::fs;
 use std::path::Path;
 
+use hull_protocol::agent::api::agent as api;
+
 use crate::launch::DEVICES;
-use crate::spec::{DeviceNode, MountPoint};
+use crate::rootfs::{Disks, RootfsError};
+use crate::spec::{BlockNumbers, DeviceNode, MountPoint};
 
 /// A guest has some dozens.
 const DEVICES_MAX: usize = 1024;
@@ -22,6 +25,15 @@ pub fn of_the_guest() -> Vec<DeviceNode> {
     nodes.sort_unstable_by(|one, other| one.path.path().cmp(other.path.path()));
     nodes.truncate(DEVICES_MAX);
     nodes
+}
+
+/// The numbers of the disks that stand for block devices of the host.
+pub fn numbers(disks: &Disks, devices: &[api::BlockDevice]) -> Result<Vec<BlockNumbers>, RootfsError> {
+    let both = |device: &api::BlockDevice| {
+        let guest = disks.number(&device.serial)?;
+        Ok(BlockNumbers { host: (device.major, device.minor), guest })
+    };
+    devices.iter().map(both).collect()
 }
 
 fn below(directory: &Path, kind: u32) -> Vec<DeviceNode> {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use crate::cgroup::CgroupParent;
+use crate::debug::Console;
 use crate::launch::Keeper;
 use crate::memory::Share;
 use crate::reap::Children;
@@ -58,6 +59,8 @@ pub struct Environment {
     pub shared: SharedTmpfs,
     /// The pod's shared namespaces.
     pub keeper: Keeper,
+    /// Whether the host may ask about the guest.
+    pub console: Console,
     /// The agent's children that somebody waits for.
     pub children: Children,
 }
@@ -94,6 +97,7 @@ impl Environment {
             keeper: Keeper::default(),
             memory: Share::default(),
             disks,
+            console: Console::Off,
             children: Children::default(),
         })
     }
@@ -115,6 +119,7 @@ impl Environment {
             keeper: Keeper::default(),
             memory: Share::default(),
             disks,
+            console: Console::Off,
             children: Children::default(),
         })
     }

@@ -79,6 +79,12 @@ pub enum Error {
     /// Bytes that are no request.
     #[error("the request cannot be read: {0}")]
     Message(String),
+    /// Nobody is to ask.
+    #[error("the guest has no debug console: the host did not ask for one when it started it")]
+    NoConsole,
+    /// A line that means nothing.
+    #[error("not a command of the debug console: help lists them")]
+    NoCommand,
     /// The guest is shutting down.
     #[error("the guest is shutting down")]
     ShuttingDown,
@@ -136,6 +142,7 @@ impl Error {
             | Self::Cancelled
             | Self::ForeignUsers(_)
             | Self::ShuttingDown
+            | Self::NoConsole
             | Self::Launch(LaunchError::ContainerEnded | LaunchError::Hook(_) | LaunchError::Divided)
             | Self::Rootfs(RootfsError::NoDisk(_))
             | Self::Network(NetworkError::NoLink(_))
@@ -143,6 +150,7 @@ impl Error {
             | Self::Cpu(CpuError::TooMany { .. }) => Code::FAILED_PRECONDITION,
             Self::Id(_)
             | Self::Message(_)
+            | Self::NoCommand
             | Self::Range { .. }
             | Self::Version { .. }
             | Self::Spec(SpecError::Json(_) | SpecError::Invalid { .. })

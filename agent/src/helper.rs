@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 
 use crate::launch::UserNamespace;
 use crate::reap::Children;
@@ -143,6 +145,46 @@ pub async fn run(children: &Children, work: &[Work]) -> Result<(), HelperError> 
         }
         _ => Err(HelperError::Ended(ended)),
     }
+}
+
+/// What a child wrote.
+#[derive(Debug)]
+pub struct Output {
+    /// From the beginning.
+    pub bytes: Vec<u8>,
+    /// Whether there was more.
+    pub cut: bool,
+}
+
+/// Has a child write, and takes at most so many bytes of it. When this is done or cancelled the child is killed.
+pub async fn output(
+    children: &Children,
+    most: u64,
+    work: impl FnOnce(&mut std::io::PipeWriter),
+) -> Result<Output, HelperError> {
+    let (reader, mut writer) = std::io::pipe()?;
+    // SAFETY: the child's branch never returns, and the agent has one thread.
+    let (pid, pidfd) = match unsafe { process::clone_quietly() }.map_err(std::io::Error::from)? {
+        Cloned::Child => {
+            work(&mut writer);
+            process::exit(0)
+        }
+        Cloned::Parent(pid, pidfd) => (pid, pidfd),
+    };
+    children.add(pid);
+    drop(writer);
+    let pidfd = Arc::new(pidfd);
+    let _killed = KillOnDrop(Some(pidfd.clone()));
+    let waiting = children.clone();
+    // A task of its own, so that the child is reaped even if nobody waits any more.
+    tokio::spawn(async move { waiting.wait(pid, &pidfd).await });
+    let mut bytes = Vec::new();
+    let reader = Receiver::from_owned_fd(reader.into())?;
+    reader.take(most + 1).read_to_end(&mut bytes).await?;
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let cut = bytes.len() > most;
+    bytes.truncate(most);
+    Ok(Output { bytes, cut })
 }
 
 fn child(work: &[Work], report: &OwnedFd) -> ! {

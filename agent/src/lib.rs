@@ -23,6 +23,7 @@ mod cgroup;
 mod container;
 mod cpus;
 mod deadline;
+mod debug;
 mod devices;
 mod environment;
 mod error;

@@ -62,6 +62,17 @@ pub enum Disks {
 }
 
 impl Disks {
+    /// Major and minor number of disk `serial`.
+    pub fn number(&self, serial: &str) -> Result<(u32, u32), RootfsError> {
+        let missing = || RootfsError::NoDisk(serial.to_owned());
+        let device = self.find(serial)?;
+        let name = device.file_name().ok_or_else(missing)?;
+        let text = std::fs::read_to_string(Path::new("/sys/block").join(name).join("dev"));
+        let text = text.map_err(|_| missing())?;
+        let (major, minor) = text.trim_end().split_once(':').ok_or_else(missing)?;
+        Ok((major.parse().map_err(|_| missing())?, minor.parse().map_err(|_| missing())?))
+    }
+
     /// What to mount for disk `serial`.
     fn find(&self, serial: &str) -> Result<PathBuf, RootfsError> {
         let fits = !serial.is_empty()

@@ -15,9 +15,11 @@ use ttrpc::r#async::TtrpcContext;
 use crate::container::{Exit, Handle, ProcessName, Registry, Request, Target};
 use crate::cpus;
 use crate::deadline::GRACE_MAX;
+use crate::debug;
 use crate::devices;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::helper::Output;
 use crate::network;
 use crate::news::News;
 use crate::pod;
@@ -60,7 +62,9 @@ impl Service {
             return Err(Error::ShuttingDown);
         }
         let nodes = checked::device_nodes(&request)?;
+        let disks = devices::numbers(&self.environment.disks, &request.block_devices)?;
         let mut creation = checked::creation(request)?;
+        creation.spec.translate_devices(&disks);
         if nodes == api::DeviceNodes::OF_GUEST {
             creation.spec.add_devices(devices::of_the_guest());
         }
@@ -288,6 +292,12 @@ impl Agent for Service {
         request: api::OnlineCpusRequest,
     ) -> ttrpc::Result<api::Empty> {
         Ok(cpus::online(&self.environment.children, request.count).await.map(empty)?)
+    }
+
+    async fn debug(&self, _: &TtrpcContext, request: api::DebugRequest) -> ttrpc::Result<api::DebugResponse> {
+        let Environment { console, children, .. } = &*self.environment;
+        let Output { bytes, cut } = debug::ask(*console, children, &request.line).await?;
+        Ok(api::DebugResponse { output: bytes, cut, ..api::DebugResponse::default() })
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestEvent> {

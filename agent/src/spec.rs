@@ -22,7 +22,7 @@ mod tests;
 
 pub use capabilities::CapabilitySets;
 pub use config::{ContainerSpec, DeviceNode, Sysctl};
-pub use devices::{DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
+pub use devices::{BlockNumbers, DeviceKind, DeviceRule, DeviceRules, DeviceVerdict};
 pub use hooks::Hook;
 pub use mounts::{Content, Filesystem, IdMapped, MountPoint, MountSpec, SharedTmpfs, Source};
 pub use namespaces::{Origin, Statements};

@@ -82,6 +82,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Print what the pods of this host measure, those of containerd included, for Prometheus
     Metrics(MetricsArgs),
+    /// Ask the guest of a pod about itself, where the configuration has debug.console = true
+    Debug(DebugArgs),
     /// Show the version
     Version(VersionArgs),
     /// Give the network of a container back: what the shim runs when the container has ended
@@ -330,6 +332,16 @@ pub struct MetricsArgs {
     /// Serve them at http://ADDRESS:PORT/metrics instead, until ended
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+}
+
+/// `hull debug`.
+#[derive(Debug, Args)]
+pub struct DebugArgs {
+    /// A container or a pod, also of containerd: its name or id, or the beginning of its id
+    pub pod: String,
+    /// What is asked; without it, lines of standard input are. "help" tells what can be
+    #[arg(trailing_var_arg = true)]
+    pub command: Vec<String>,
 }
 
 /// `hull version`.

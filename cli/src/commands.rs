@@ -4,6 +4,7 @@ use crate::cli::{self, Cli, Command};
 use crate::error::{self, CliError};
 use crate::output;
 
+mod debug;
 mod ending;
 mod exec;
 mod images;
@@ -43,6 +44,7 @@ pub fn execute(cli: Cli) -> Result<u8, CliError> {
         Command::Load(args) => load::load(global, &args),
         Command::Check(args) => crate::check::command(global, &args),
         Command::Metrics(args) => metrics::metrics(global, &args),
+        Command::Debug(args) => debug::debug(global, &args),
         Command::Version(args) => version::version(&args),
         Command::ReleaseNetwork(args) => {
             crate::network::release(&args.bundle)?;

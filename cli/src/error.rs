@@ -38,6 +38,9 @@ pub enum CliError {
     /// Neither a container nor an image.
     #[error("no such object: {0}")]
     NoSuchObject(String),
+    /// More than one pod.
+    #[error("more than one pod has an id that begins with {0:?}")]
+    AmbiguousPod(String),
     /// The image is for another machine.
     #[error("the image is for {image}, not for this host ({host}): use --platform to choose another variant")]
     Platform {
@@ -82,6 +85,14 @@ pub enum CliError {
     #[error("cannot mount {path}", path = path.display())]
     Bind {
         /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A device of the host that the container shall have.
+    #[error("cannot use the device {path}", path = path.display())]
+    Device {
+        /// Its node.
         path: PathBuf,
         /// Why.
         source: io::Error,

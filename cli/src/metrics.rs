@@ -57,6 +57,27 @@ async fn scrape(root: &Path) -> Result<Scrape, CliError> {
     Ok(scrape)
 }
 
+/// The shim of a pod, by its id, that of a container in it, or the beginning of either that no other pod has.
+pub async fn find(root: &Path, id: &str) -> Result<Option<TaskClient>, CliError> {
+    let sockets = pod_sockets(root).map_err(CliError::io("cannot look for pods"))?;
+    let mut found = None;
+    for socket in sockets {
+        let Some(pod) = ask(socket.clone()).await else { continue };
+        let mut ids = pod.containers.iter().map(|container| &container.id).chain([&pod.pod]);
+        if pod.pod == id || pod.containers.iter().any(|container| container.id == id) {
+            found = Some(socket);
+            break;
+        }
+        if !id.is_empty() && ids.any(|own| own.starts_with(id)) && found.replace(socket).is_some() {
+            return Err(CliError::AmbiguousPod(id.to_owned()));
+        }
+    }
+    match found {
+        Some(socket) => Ok(Some(TaskClient::connect(&format!("unix://{}", socket.display())).await?)),
+        None => Ok(None),
+    }
+}
+
 async fn ask(socket: PathBuf) -> Option<PodMetrics> {
     let answer = async {
         let client = TaskClient::connect(&format!("unix://{}", socket.display())).await.ok()?;

@@ -18,6 +18,7 @@ mod binds;
 pub mod capabilities;
 mod command;
 mod defaults;
+mod devices;
 pub mod env;
 mod limits;
 pub mod seccomp;
@@ -27,6 +28,7 @@ pub mod user;
 mod vm;
 
 pub use binds::{Absent, Bind, MountFlag, VolumeFlag};
+pub use devices::{Device, DeviceFlag};
 pub use limits::{OptionError, Rlimit, SecurityOption, Tmpfs, label, signal};
 pub use vm::{Lifecycle, VmSize, VmSizeError};
 
@@ -122,6 +124,8 @@ pub struct ContainerRequest<'a> {
     pub files: &'a [(&'a str, &'a str)],
     /// `-v`, `--mount`, with absolute sources.
     pub binds: &'a [Bind],
+    /// `--device`.
+    pub devices: &'a [Device],
     /// `--ulimit`.
     pub rlimits: &'a [Rlimit],
     /// `--privileged`.
@@ -183,6 +187,7 @@ pub fn container(request: &ContainerRequest<'_>) -> Result<Spec, SpecError> {
         .readonly_paths(defaults::readonly_paths(request.privileges))
         .cgroups_path(format!("/hull/{}", request.id))
         .build()?;
+    devices::add(&mut linux, request.devices)?;
     linux.set_seccomp(request.seccomp.resolve(&bounding.unwrap_or_default())?);
     let mut annotations: HashMap<String, String> = request.vm.annotations().into();
     annotations.insert(Lifecycle::ANNOTATION.to_owned(), request.lifecycle.as_str().to_owned());

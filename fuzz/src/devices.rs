@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use arbitrary::{Result, Unstructured};
 use hull_protocol::vmm::{
-    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, NetworkConfig, NetworkLimits, PmemConfig, RateLimits,
-    TokenBucket,
+    DiskAccess, DiskConfig, DiskDiscard, DiskExtent, NetworkBackend, NetworkConfig, NetworkLimits,
+    PmemConfig, RateLimits, TokenBucket,
 };
 use hull_vmm::virtio::VirtioDevice;
 use hull_vmm::virtio::balloon::{Balloon, BalloonControl};
@@ -265,6 +265,7 @@ fn network() -> (Net, Wire) {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         limits: NetworkLimits::default(),
+        backend: NetworkBackend::default(),
     };
     (Net::stand_in(&config, ours), Wire(theirs))
 }

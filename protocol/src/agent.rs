@@ -26,6 +26,9 @@ pub const STREAM_PORT: u32 = 1025;
 /// The longest line either side may send on [`STREAM_PORT`], the newline included, in bytes.
 pub const STREAM_LINE_MAX: usize = 512;
 
+/// A word on the kernel's command line that asks the agent for a debug console.
+pub const DEBUG_ARGUMENT: &str = "hull.debug_console";
+
 /// The longest container or exec id, in bytes.
 pub const ID_MAX: usize = 128;
 

@@ -19,8 +19,8 @@ mod tests;
 pub use channel::{Channel, ChannelError, Received};
 pub use config::{
     CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, FsCache, FsConfig, JailConfig, JailNetwork,
-    MachineConfig, NetworkConfig, NetworkLimits, PmemConfig, PortConnection, RateLimits, TokenBucket, Unplug,
-    VsockConfig,
+    MachineConfig, NetworkBackend, NetworkConfig, NetworkLimits, PmemConfig, PortConnection, RateLimits,
+    TokenBucket, Unplug, VsockConfig,
 };
 pub use ending::ExitReason;
 pub use stats::{BalloonStats, DeviceStats, GuestMemoryStats, HotplugStats, STATS_VERSION, VmStats};
@@ -61,7 +61,8 @@ pub enum Request {
     /// The virtio-vsock device. Descriptors: the listening unix socket for connections from the host, then one
     /// port channel for each of [`VsockConfig::guest_to_host_ports`].
     AddVsock(VsockConfig),
-    /// A virtio-net interface. Descriptors: its tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
+    /// A virtio-net interface. Descriptors: its tap, made with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`; and with
+    /// [`NetworkBackend::Vhost`] `/dev/vhost-net`, opened for this interface.
     AddNetwork(NetworkConfig),
     /// The virtio-fs device, of which a VM has one at a time. Descriptor: a `SOCK_SEQPACKET` socket whose other end serves
     /// as [file broker](crate::fs). What it shows comes and goes by the broker's [control](crate::fs::Control), also while

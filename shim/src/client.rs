@@ -380,6 +380,14 @@ impl TaskClient {
         })
     }
 
+    /// Asks the pod's debug console. The answer is the guest's: any bytes.
+    pub async fn debug(&self, line: &str) -> Result<Vec<u8>, ClientError> {
+        let line = json_any(pod_metrics::TEXT_TYPE_URL, line.as_bytes().to_vec());
+        let answer: Any =
+            self.ask((pod_metrics::SERVICE, pod_metrics::DEBUG_METHOD), &line, Some(QUICK)).await?;
+        Ok(answer.value)
+    }
+
     async fn call<Q: Message, A: Message>(
         &self,
         method: &str,

@@ -40,12 +40,16 @@ pub struct Config {
     pub vm: VmDefaults,
     /// What each pod's devices may do, without bounds by default.
     pub limits: DeviceLimits,
+    /// Who moves the frames of its interfaces.
+    pub vhost: Vhost,
     /// What a VM is made from.
     pub artifacts: ArtifactPaths,
     /// Which jail monitors close around themselves; by default what the shim's own privileges allow.
     pub jail: Option<JailChoice>,
     /// Hull's annotations that a pod's own specification may carry, empty by default.
     pub allowed_annotations: BTreeSet<String>,
+    /// Whether pods have a debug console.
+    pub debug_console: DebugConsole,
     /// How much is logged.
     pub log: LogLevel,
 }
@@ -118,6 +122,17 @@ pub enum Resize {
     Allow,
 }
 
+/// Whether the host's kernel may move the frames of a pod's interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vhost {
+    /// The monitor does it.
+    #[default]
+    Never,
+    /// The kernel does it where it can, by vhost-net: then it reads what a guest writes into its rings.
+    Allow,
+}
+
 /// Files that are looked for around the shim's executable unless they are named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ArtifactPaths {
@@ -148,6 +163,16 @@ pub enum JailChoice {
     Full,
     /// What needs no privilege: filters, limits, Landlock.
     Unprivileged,
+}
+
+/// Whether the host's administrator may ask about a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DebugConsole {
+    /// Nobody may: the guest has no way to be asked.
+    #[default]
+    Off,
+    /// `hull debug`.
+    On,
 }
 
 /// How much is logged.
@@ -213,7 +238,7 @@ impl Config {
     }
 
     fn resolve(keys: Keys) -> Result<Self, ConfigError> {
-        let Keys { vm, disk, network, monitor, annotations, log } = keys;
+        let Keys { vm, disk, network, monitor, annotations, debug, log } = keys;
         let named = |by, path: Option<PathBuf>| path.map(|path| Named { path, by });
         let defaults = VmDefaults::default();
         let vm_size = VmDefaults {
@@ -243,6 +268,7 @@ impl Config {
                     from_guest: rates(network.mib_per_second, network.packets_per_second),
                 },
             },
+            vhost: network.vhost.unwrap_or_default(),
             artifacts: ArtifactPaths {
                 vmm: named("monitor.path in the configuration", monitor.path),
                 broker: named("monitor.broker_path in the configuration", monitor.broker_path),
@@ -251,6 +277,7 @@ impl Config {
             },
             jail: monitor.jail,
             allowed_annotations: annotations.allow.unwrap_or_default(),
+            debug_console: if debug.console == Some(true) { DebugConsole::On } else { DebugConsole::Off },
             log: log.level.unwrap_or_default(),
         })
     }

@@ -8,7 +8,7 @@ use ttrpc::proto::Code;
 use crate::config::FILE;
 use crate::hooks::HookError;
 use crate::io::StdioError;
-use crate::pod::{AgentError, PlugError, ResizeError, RootfsError, StartError};
+use crate::pod::{AgentError, DeviceError, PlugError, ResizeError, RootfsError, StartError};
 use crate::record::RecordError;
 use crate::spec::{SpecError, VmShape};
 
@@ -76,6 +76,11 @@ pub enum TaskError {
     /// The VM has not got the size that the limits take, and nothing has changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// The configuration has no debug console.
+    #[error(
+        "the pod has no debug console: it is there for pods that are created after an administrator has set debug.console = true in {FILE}"
+    )]
+    NoConsole,
     /// Neither has it, nor has the container its limits of before.
     #[error("{error}; and the container has its new limits, as they cannot be taken back: {kept}")]
     LimitsStay {
@@ -102,6 +107,9 @@ pub enum TaskError {
     /// The VM did not take what the container needs.
     #[error(transparent)]
     Plug(#[from] PlugError),
+    /// A block device of the host cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A hook that prepares the container.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -123,14 +131,16 @@ impl TaskError {
             Self::NoContainer(_) | Self::NoExec { .. } | Self::Finished | Self::NoUsage(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::InvalidId(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
-            Self::Precondition { .. } | Self::ShuttingDown => Code::FAILED_PRECONDITION,
+            Self::Precondition { .. } | Self::NoConsole | Self::ShuttingDown => Code::FAILED_PRECONDITION,
             Self::Unsupported(_) => Code::UNIMPLEMENTED,
             Self::VmTooSmall { .. } | Self::Resize(ResizeError::Partly { .. }) => Code::RESOURCE_EXHAUSTED,
             Self::Spec(error) => error.code(),
             Self::Rootfs(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Agent(error) => error.code(),
+            Self::Plug(PlugError::Device(DeviceError::Access { .. })) => Code::FAILED_PRECONDITION,
             Self::WrongState { .. }
+            | Self::Device(_)
             | Self::Hook(_)
             | Self::Start(_)
             | Self::Plug(_)

@@ -9,7 +9,11 @@ use crate::record::BootRecord;
 
 /// The service beside the task service.
 pub const SERVICE: &str = "hull.shim.v1.Pod";
-/// Its one method. It takes nothing.
+/// Its method that asks the debug console: a line of text, and the guest's answer, each in an `Any`.
+pub const DEBUG_METHOD: &str = "Debug";
+/// The type URL of both.
+pub const TEXT_TYPE_URL: &str = "types.hull.dev/shim/v1/Text";
+/// Its method for figures. It takes nothing.
 pub const METHOD: &str = "Metrics";
 /// The type URL of its answer: a [`PodMetrics`].
 pub const TYPE_URL: &str = "types.hull.dev/shim/v1/PodMetrics";

@@ -14,6 +14,7 @@
 //! | [`namespace`] | entering it, on a thread that goes nowhere else |
 //! | [`scan`] | what is there |
 //! | [`tap`] | a tap beside an interface |
+//! | [`vhost`] | whether the kernel moves its frames |
 //! | [`describe`] | the same for the agent |
 //! | [`loopback`] | the ports of the namespace's loopback, for who enters it to reach the pod's |
 
@@ -25,6 +26,7 @@ mod scan;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod vhost;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -35,12 +37,15 @@ use hull_netlink::redirect::{self, Queue};
 use hull_netlink::socket::Watcher;
 use hull_netlink::{Error as KernelError, Mac, Socket};
 use hull_protocol::agent::api::agent::ConfigureNetworkRequest;
-use hull_protocol::vmm::{NetworkConfig, NetworkLimits};
+use hull_protocol::vmm::{NetworkBackend, NetworkConfig, NetworkLimits, Request};
 use serde::{Deserialize, Serialize};
 
 pub use loopback::Loopback;
 pub use namespace::Namespace;
+#[cfg(test)]
+pub use tap::bare as bare_tap;
 
+use crate::config::Vhost;
 use crate::spec::NetworkChoice;
 use scan::{Interface, Scan};
 
@@ -90,6 +95,16 @@ pub struct NetworkDevice {
     pub config: NetworkConfig,
     /// Its tap.
     pub tap: OwnedFd,
+    /// The kernel's device, where the kernel is to move its frames.
+    pub vhost: Option<OwnedFd>,
+}
+
+impl NetworkDevice {
+    /// What the monitor is asked for.
+    pub fn request(self) -> (Request, Vec<OwnedFd>) {
+        let Self { config, tap, vhost } = self;
+        (Request::AddNetwork(config), [Some(tap), vhost].into_iter().flatten().collect())
+    }
 }
 
 /// An interface that has a tap. The tap stays when the interface goes: one with the same address may take its place.
@@ -106,14 +121,20 @@ pub struct PodNetwork {
     namespace: Arc<Namespace>,
     record: Option<NetworkRecord>,
     limits: NetworkLimits,
+    vhost: Vhost,
     attached: Vec<Attached>,
     redirections: Redirections,
 }
 
 impl PodNetwork {
-    /// Opens or makes the namespace, whose devices will be no faster than `limits`. `None` where there is nothing to be done:
-    /// without privileges, no namespace can be made, and a VM that has no device needs none.
-    pub async fn open(choice: &NetworkChoice, limits: NetworkLimits) -> Result<Option<Self>, NetworkError> {
+    /// Opens or makes the namespace, whose devices will be no faster than `limits`, and served by the kernel where that may
+    /// be. `None` where there is nothing to be done: without privileges, no namespace can be made, and a VM that has no device
+    /// needs none.
+    pub async fn open(
+        choice: &NetworkChoice,
+        limits: NetworkLimits,
+        vhost: Vhost,
+    ) -> Result<Option<Self>, NetworkError> {
         let (namespace, record) = match choice {
             NetworkChoice::Own if !nix::unistd::geteuid().is_root() => return Ok(None),
             NetworkChoice::Own => (Arc::new(Namespace::fresh().await?), None),
@@ -124,7 +145,7 @@ impl PodNetwork {
             }
         };
         let redirections = Redirections::default();
-        Ok(Some(Self { namespace, record, limits, attached: Vec::new(), redirections }))
+        Ok(Some(Self { namespace, record, limits, vhost, attached: Vec::new(), redirections }))
     }
 
     /// The namespace.
@@ -170,6 +191,13 @@ impl PodNetwork {
         self.attached = attached;
         for device in &mut devices {
             device.config.limits = self.limits;
+            device.vhost = match self.vhost {
+                Vhost::Never => None,
+                Vhost::Allow => vhost::open(&device.config),
+            };
+            if device.vhost.is_some() {
+                device.config.backend = NetworkBackend::Vhost;
+            }
         }
         Ok((devices, description))
     }
@@ -218,8 +246,10 @@ fn attach(
                         mac: interface.mac.0,
                         mtu: u16::try_from(interface.mtu()).unwrap_or(u16::MAX),
                         limits: NetworkLimits::default(),
+                        backend: NetworkBackend::default(),
                     },
                     tap: fd,
+                    vhost: None,
                 });
                 index
             }

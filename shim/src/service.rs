@@ -4,6 +4,7 @@
 //! own: it is finished whoever still waits for the answer.
 
 mod convert;
+mod debug;
 mod figures;
 mod metrics;
 
@@ -20,6 +21,7 @@ use ttrpc::proto::Code;
 use crate::container::Reach;
 use crate::error::TaskError;
 use crate::io::StdioSpec;
+use crate::metrics::DEBUG_METHOD;
 use crate::pod::{Pod, ShutdownMode};
 use crate::process::WindowSize;
 use crate::time::timestamp;
@@ -32,7 +34,9 @@ const SERVICE_V2: &str = "containerd.task.v2.Task";
 pub fn services(pod: &Arc<Pod>, id: &str) -> HashMap<String, Service> {
     let make = || create_task(Arc::new(TaskService { pod: Arc::clone(pod) }));
     let v2 = make().remove(SERVICE_V3).map(|service| (SERVICE_V2.to_owned(), service));
-    make().into_iter().chain(v2).chain([figures::service(pod, id)]).collect()
+    let (name, mut own) = figures::service(pod, id);
+    own.methods.insert(DEBUG_METHOD.to_owned(), debug::handler(pod));
+    make().into_iter().chain(v2).chain([(name, own)]).collect()
 }
 
 struct TaskService {

@@ -4,6 +4,7 @@
 //! The translation is one explicit table, [`translate`]: what has no meaning in a VM is stripped with a log line,
 //! what would silently change the container's meaning is an error.
 
+mod devices;
 mod files;
 mod limits;
 mod namespaces;
@@ -22,6 +23,7 @@ use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespace
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use ttrpc::proto::Code;
 
+pub use devices::BlockDevice;
 pub use limits::{Limits, enough, needed};
 pub use namespaces::Issued;
 pub use network::NetworkChoice;
@@ -129,6 +131,8 @@ pub struct ContainerConfig {
     pub seccomp: Option<hull_seccomp::Filter>,
     /// What of the host's files it uses, in the order of their names in the guest.
     pub volumes: Vec<Volume>,
+    /// What of the host's block devices it uses.
+    pub devices: Vec<BlockDevice>,
     /// Files of its own, which go to the guest.
     pub files: Vec<GuestFile>,
     /// The namespaces that it joins.
@@ -208,7 +212,8 @@ impl Document {
         let limits = Limits::of_container(&spec);
         let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         let files = files::take(&mut spec, bundle)?;
-        let translate::Beside { volumes, namespaces } = translate::container(&mut spec, &id, issued)?;
+        let translate::Beside { volumes, namespaces, devices } =
+            translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
@@ -216,6 +221,7 @@ impl Document {
             guest_spec,
             seccomp,
             volumes,
+            devices,
             files,
             namespaces,
             root,

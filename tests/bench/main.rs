@@ -28,6 +28,12 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => containers(),
+        ["idle"] => {
+            let (hull, mut table) = (Hull::new(), Table::default());
+            hull.ok(["pull", "-q", &image("busybox")]);
+            idle(&hull, &mut table);
+            table.print();
+        }
         ["memory"] => {
             let mut table = Table::default();
             returned(&Hull::new(), &mut table);
@@ -40,7 +46,7 @@ fn main() {
         }
         ["monitor"] => monitor::run(None),
         ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
-        _ => panic!("usage: hull-bench [memory | io | monitor [--peer FIRECRACKER]]"),
+        _ => panic!("usage: hull-bench [idle | memory | io | monitor [--peer FIRECRACKER]]"),
     }
 }
 

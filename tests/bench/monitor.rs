@@ -17,7 +17,8 @@ use crate::memory;
 use crate::tap::tap;
 use hull_protocol::vmm::{
     Channel, CpuTemplate, DiskAccess, DiskConfig, DiskDiscard, DiskExtent, JailConfig, JailNetwork,
-    MachineConfig, Message, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION, VsockConfig,
+    MachineConfig, Message, NetworkBackend, NetworkConfig, NetworkLimits, RateLimits, Request, VERSION,
+    VsockConfig,
 };
 
 const ROUNDS: usize = 200;
@@ -145,6 +146,7 @@ impl Parts {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
             limits: NetworkLimits::default(),
+            backend: NetworkBackend::default(),
         };
         ask(Request::AddNetwork(network), &[self.tap.as_fd()]);
         let vsock = VsockConfig { guest_cid: 3, guest_to_host_ports: Vec::new() };

@@ -111,7 +111,7 @@ impl Devices {
         if transport.quiesce() == Quiet::NotYet && how == Unplug::Released {
             return Err(SlotError::Busy(name.to_owned()));
         }
-        disconnect(vm, place, transport)?;
+        disconnect(vm, place, transport).inspect_err(|_| transport.resume())?;
         let Slot::Device(mut transport) = std::mem::replace(&mut *slot, Slot::Placeholder) else {
             return Err(not_there());
         };

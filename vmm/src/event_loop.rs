@@ -90,7 +90,7 @@ impl Watch {
     /// Watches a device's queues and descriptors.
     pub fn add_device(&self, slot: usize, device: &MmioTransport) -> io::Result<()> {
         let slot = u16::try_from(slot).map_err(io::Error::other)?;
-        for (queue, event) in (0..).zip(device.queue_events()) {
+        for (queue, event) in (0..).zip(device.watched_queue_events()) {
             self.add(event.as_raw_fd(), Source::Queue { slot, queue })?;
         }
         for (index, fd) in (0..).zip(device.poll_fds()) {
@@ -101,7 +101,7 @@ impl Watch {
 
     /// Undoes [`add_device`](Self::add_device).
     pub fn remove_device(&self, device: &MmioTransport) -> io::Result<()> {
-        let queues = device.queue_events().iter().map(AsRawFd::as_raw_fd);
+        let queues = device.watched_queue_events().iter().map(AsRawFd::as_raw_fd);
         for fd in queues.chain(device.poll_fds()) {
             self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())?;
         }
@@ -154,7 +154,7 @@ fn notify(machine: &Machine, slot: usize, queue: usize) {
     machine.devices().with(slot, |device| {
         // Read before the queue is served, so that a notification meanwhile is seen again. An event that was consumed
         // elsewhere is nothing to serve.
-        if device.queue_events().get(queue).is_some_and(|event| event.read().is_ok()) {
+        if device.watched_queue_events().get(queue).is_some_and(|event| event.read().is_ok()) {
             device.queue_event(queue);
         }
     });

@@ -266,12 +266,14 @@ impl Machine {
             }
         });
         let Some(device) = busy else { return Ok(()) };
+        self.devices.for_each(|_, device| device.resume());
         self.shared.gate.open()?;
         Err(PauseError::Busy(device))
     }
 
     /// Lets a paused VM go on.
     pub fn resume(&self) -> Result<(), GateError> {
+        self.devices.for_each(|_, device| device.resume());
         self.shared.gate.open()
     }
 
@@ -295,8 +297,8 @@ impl Machine {
             vcpu.join();
         }
         self.devices.for_each(|_, device| {
-            for queue in 0..device.queue_events().len() {
-                if device.queue_events()[queue].read().is_ok() {
+            for queue in 0..device.watched_queue_events().len() {
+                if device.watched_queue_events()[queue].read().is_ok() {
                     device.queue_event(queue);
                 }
             }

@@ -23,6 +23,7 @@ pub mod reclaim;
 pub mod segments;
 #[cfg(test)]
 mod testing;
+pub mod vhost;
 pub mod vsock;
 
 pub use device::{Activated, DeviceError, Quiet, VirtioDevice};

@@ -14,7 +14,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hull_protocol::vmm::{FsCache, FsConfig, NetworkConfig, NetworkLimits, Request};
+use hull_protocol::vmm::{FsCache, FsConfig, NetworkBackend, NetworkConfig, NetworkLimits, Request};
 use support::attacks::{Device, bad_chains, random_accesses, reprogram};
 use support::broker::Broker;
 use support::driver::{
@@ -130,6 +130,7 @@ fn boot(kernel: &[u8]) -> (Victim, Files) {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         limits: NetworkLimits::default(),
+        backend: NetworkBackend::default(),
     };
     vmm.done(&Request::AddNetwork(network), &[tap.as_fd()]);
     let parent = tempfile::tempdir().unwrap();

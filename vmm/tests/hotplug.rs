@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hull_protocol::fs::BrokerChannel;
 use hull_protocol::vmm::{
     DiskAccess, DiskConfig, DiskDiscard, DiskExtent, ExitReason, FailureCode, FsCache, FsConfig, Message,
-    NetworkConfig, NetworkLimits, RateLimits, Request, TokenBucket, Unplug,
+    NetworkBackend, NetworkConfig, NetworkLimits, RateLimits, Request, TokenBucket, Unplug,
 };
 use support::guest::Code;
 use support::shim::{Vmm, file, machine};
@@ -146,7 +146,8 @@ fn a_network_comes_and_goes() {
     let limits = RateLimits { bandwidth: Some(bucket), operations: None };
     let limits = NetworkLimits { to_guest: limits, from_guest: limits };
     let mac = [2, 3, 4, 5, 6, 7];
-    let network = Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac, mtu: 1500, limits });
+    let backend = NetworkBackend::Userspace;
+    let network = Request::AddNetwork(NetworkConfig { name: "eth0".into(), mac, mtu: 1500, limits, backend });
     let unplug = Request::Unplug { name: "net-eth0".into(), how: Unplug::Released };
     for _ in 0..20 {
         assert_eq!(vmm.ask(&network, &[tap().as_fd()]), Message::Plugged { slot: 1 });

@@ -100,14 +100,14 @@ fn drive(mut code: Code, window: u32, queues: u32) -> Code {
     code.load(window + 0x70).print_al().store(window + 0x70, 0)
 }
 
-/// The folders of a monitor's threads in `/proc` by name, without those that KVM and io_uring add: they never leave the
-/// kernel.
+/// The folders of a monitor's threads in `/proc` by name, without those that KVM, io_uring and vhost add: they never
+/// leave the kernel.
 fn threads(vmm: &Vmm) -> BTreeMap<String, PathBuf> {
     let tasks = fs::read_dir(format!("/proc/{}/task", vmm.pid())).unwrap();
     tasks
         .map(|task| task.unwrap().path())
         .map(|path| (fs::read_to_string(path.join("comm")).unwrap().trim().to_owned(), path))
-        .filter(|(name, _)| !name.starts_with("kvm-") && !name.starts_with("iou-"))
+        .filter(|(name, _)| !["kvm-", "iou-", "vhost-"].iter().any(|kernel| name.starts_with(kernel)))
         .collect()
 }
 

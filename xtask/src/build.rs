@@ -21,8 +21,8 @@ struct Static {
 /// Linked statically: they start faster, run on any distribution, and one of them runs where no library is. That one, the
 /// agent, is in every guest's memory, and is built to be small.
 const STATIC: [Static; 4] = [
-    Static { package: "hull-vmm", binary: "hull-vmm", profile: "release" },
-    Static { package: "hull-vmm", binary: "hull-fsd", profile: "release" },
+    Static { package: "hull-vmm", binary: "hull-vmm", profile: "monitor" },
+    Static { package: "hull-vmm", binary: "hull-fsd", profile: "monitor" },
     Static { package: "containerd-shim-hull-v2", binary: "containerd-shim-hull-v2", profile: "release" },
     Static { package: "hull-agent", binary: "hull-agent", profile: "agent" },
 ];
@@ -48,10 +48,10 @@ pub fn all() -> Result<(), Error> {
 
 fn binaries() -> Result<(), Error> {
     say("building hull, the shim, the monitor and the agent");
-    for profile in ["release", "agent"] {
+    for profile in ["release", "monitor", "agent"] {
         let mut statics = cargo();
         let mut flags = ["-C", "target-feature=+crt-static"].map(str::to_owned).to_vec();
-        if profile == "agent" {
+        if profile != "release" {
             flags.push("-Cforce-unwind-tables=no".to_owned());
             flags.push(format!("-Clink-arg=-Wl,-T,{}", root().join("agent/no-unwinding.ld").display()));
             flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());

@@ -199,21 +199,27 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
         }));
     }
     jobs.push(oci::job(place)?);
-    let tests = built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], "shim", "hull_shim")?;
+    let tests = library_tests("shim", "hull_shim")?;
     let names = [
         "hotplug::tests::a_disk_comes_and_goes",
         "hotplug::tests::shared_files_come_and_go",
         "rounds::containers_come_and_go",
     ]
     .map(|name| format!("pod::{name}_in_a_real_guest"))
-    .to_vec();
+    .into_iter()
+    .chain([soak::PLUG.to_owned()])
+    .collect();
     jobs.push(Job::tests("devices that come and go", names, move |names| {
-        let mut host = place.host(180, "2048");
-        host.arg("env");
-        for (variable, path) in artifacts() {
-            host.arg(format!("{variable}={}", path.display()));
-        }
-        host.arg(&tests).args(["--ignored", "--exact"]).args(names);
+        let mut host = place.host(600, "2048");
+        host.env("HULL_SOAK", "1");
+        with_vhost(place, with_artifacts(&mut host)).arg(&tests).args(["--ignored", "--exact"]).args(names);
+        host
+    }));
+    let tests = library_tests("vmm", "hull_vmm")?;
+    let names = names_of(&tests, Some("virtio::net::tests::vhost"))?;
+    jobs.push(Job::tests("interfaces that the kernel serves", names, move |names| {
+        let mut host = place.host(300, "2048");
+        with_vhost(place, &mut host).arg(&tests).arg("--exact").args(names);
         host
     }));
     Ok(jobs)
@@ -227,6 +233,22 @@ fn artifacts() -> [(&'static str, PathBuf); 4] {
         ("HULL_KERNEL", build::guest().join("vmlinux")),
         ("HULL_INITRAMFS", build::guest().join("initramfs.img")),
     ]
+}
+
+/// The same as words of a command line.
+fn with_artifacts(host: &mut Command) -> &mut Command {
+    host.arg("env");
+    host.args(artifacts().map(|(variable, path)| format!("{variable}={}", path.display())))
+}
+
+/// Words of a command line that see to it that the kernel has vhost-net. Without, tests are skipped, which is no reason to
+/// fail on somebody's own machine.
+fn with_vhost(place: Place, host: &mut Command) -> &mut Command {
+    let load = match place {
+        Place::Here => "modprobe vhost_net || true",
+        Place::Emulated => "modprobe vhost_net; test -c /dev/vhost-net",
+    };
+    host.args(["sh", "-ec", &format!("{load}; exec \"$@\""), "sh"])
 }
 
 /// Each module of the end-to-end tests.
@@ -278,7 +300,7 @@ impl Engine {
 fn engines(module: &str) -> Vec<Option<Engine>> {
     let of = |variable, suite| Some(Engine { suite, variable });
     match module {
-        "cgroups" | "containerd" | "cri" | "kubelet" | "resize" | "restarts" => {
+        "cgroups" | "containerd" | "cri" | "devices" | "kubelet" | "resize" | "restarts" => {
             vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")]
         }
         "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],
@@ -295,6 +317,11 @@ fn fixtures() -> Result<(), Error> {
 /// those of the unit tests, so that nothing is built twice.
 fn executable(folder: &str, test: &str) -> Result<String, Error> {
     built(&["test", "--workspace", "--all-features", "--no-run", "--test", test], folder, test)
+}
+
+/// The same for a crate's unit tests.
+fn library_tests(folder: &str, name: &str) -> Result<String, Error> {
+    built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], folder, name)
 }
 
 /// Runs a cargo command; finds the program `name` of the crate in `folder` among what it built.

@@ -11,6 +11,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::cgroup::{CgroupError, CgroupParent};
+use crate::debug::Console;
 use crate::environment::{Environment, EnvironmentError};
 use crate::logger::{self, Destination};
 use crate::memory::Share;
@@ -82,7 +83,7 @@ pub fn prepare() -> Result<Environment, BootError> {
     let cgroups = prepare_cgroups()?;
     let memory = Share::begin(&cgroups)?;
     let environment = Environment::prepare(Path::new("/run/hull"), cgroups, Disks::Virtio)?;
-    Ok(Environment { memory, ..environment })
+    Ok(Environment { memory, console: Console::of_kernel(), ..environment })
 }
 
 /// Moves the agent onto a tmpfs that becomes the root mount.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
-use super::devices::DeviceRules;
+use super::devices::{BlockNumbers, DeviceRules};
 use super::hooks::Hooks;
 use super::mounts::{MountPoint, MountSpec, SharedTmpfs, Source, root_propagation};
 use super::namespaces::{Namespaces, Origin, Statements};
@@ -92,6 +92,17 @@ impl ContainerSpec {
                 self.devices.push(node);
             }
         }
+    }
+
+    /// Has nodes and rules that name block devices of the host speak of the disks that stand for them.
+    pub fn translate_devices(&mut self, disks: &[BlockNumbers]) {
+        for node in self.devices.iter_mut().filter(|node| node.mode & libc::S_IFMT == libc::S_IFBLK) {
+            let number = |(major, minor): (u32, u32)| libc::makedev(major, minor);
+            if let Some(disk) = disks.iter().find(|disk| number(disk.host) == node.device) {
+                node.device = number(disk.guest);
+            }
+        }
+        self.device_rules.translate(disks);
     }
 
     /// Whether the pod's volumes must be mounted first.

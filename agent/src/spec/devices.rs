@@ -79,6 +79,28 @@ impl DeviceRules {
         parsed.extend(ALWAYS);
         Ok(Self(parsed))
     }
+
+    /// Has the rules that name the host's number of a block device speak of the guest's: `disks` has both, the host's first.
+    pub(super) fn translate(&mut self, disks: &[BlockNumbers]) {
+        for rule in self.0.iter_mut().filter(|rule| rule.kind == Some(DeviceKind::Block)) {
+            let of = |number: u32| i32::try_from(number).ok();
+            let named = |disk: &&BlockNumbers| {
+                (rule.major, rule.minor) == (of(disk.host.0), of(disk.host.1)) && rule.major.is_some()
+            };
+            if let Some(disk) = disks.iter().find(named) {
+                (rule.major, rule.minor) = (of(disk.guest.0), of(disk.guest.1));
+            }
+        }
+    }
+}
+
+/// Major and minor number of a block device on the host, and of the disk that stands for it in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockNumbers {
+    /// On the host.
+    pub host: (u32, u32),
+    /// In the guest.
+    pub guest: (u32, u32),
 }
 
 impl DeviceRule {

@@ -337,3 +337,27 @@ fn hooks_of_the_host_are_passed_over_with_a_remark() {
     assert_eq!(notes.len(), 2, "{notes:?}");
     assert!(notes[1].contains("2 poststop hooks"), "{notes:?}");
 }
+
+#[test]
+fn numbers_of_the_hosts_block_devices_become_those_of_the_disks() {
+    let mut spec = minimal();
+    spec["linux"]["devices"] = json!([
+        {"type": "b", "path": "/dev/xvda", "major": 7, "minor": 0, "fileMode": 0o640, "uid": 3, "gid": 4},
+        {"type": "b", "path": "/dev/xvdb", "major": 254, "minor": 16},
+        {"type": "c", "path": "/dev/seven", "major": 7, "minor": 0}
+    ]);
+    let rule = |kind: &str, major: i64, minor: i64| json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": "rw"});
+    spec["linux"]["resources"]["devices"] =
+        json!([rule("b", 7, 0), rule("b", 254, 16), rule("b", 7, -1), rule("c", 7, 0)]);
+    let mut spec = parse(&spec).unwrap();
+    // The guest's number of the one is the host's of the other.
+    let disks =
+        [BlockNumbers { host: (7, 0), guest: (254, 16) }, BlockNumbers { host: (254, 16), guest: (254, 32) }];
+    spec.translate_devices(&disks);
+    let devices: Vec<_> = spec.devices.iter().map(|node| node.device).collect();
+    assert_eq!(devices, [libc::makedev(254, 16), libc::makedev(254, 32), libc::makedev(7, 0)]);
+    let first = &spec.devices[0];
+    assert_eq!((first.mode, first.uid, first.gid), (libc::S_IFBLK | 0o640, 3, 4));
+    let numbers: Vec<_> = spec.device_rules.0[..4].iter().map(|rule| (rule.major, rule.minor)).collect();
+    assert_eq!(numbers, [(Some(254), Some(16)), (Some(254), Some(32)), (Some(7), None), (Some(7), Some(0))]);
+}

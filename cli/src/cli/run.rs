@@ -8,7 +8,7 @@ use super::RegistryArgs;
 use super::unsupported::Unsupported;
 use crate::network::NetworkArgs;
 use crate::quantity::{Bytes, Cpus, PidsLimit};
-use crate::spec::{MountFlag, Rlimit, SecurityOption, Tmpfs, VolumeFlag};
+use crate::spec::{DeviceFlag, MountFlag, Rlimit, SecurityOption, Tmpfs, VolumeFlag};
 
 /// When `run` asks the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -88,6 +88,9 @@ pub struct RunArgs {
     /// Mount a folder or a file of the host: type=bind,source=HOST,target=PATH[,readonly]
     #[arg(long, value_name = "FIELDS")]
     pub mount: Vec<MountFlag>,
+    /// Give a block device of the host: HOST[:PATH][:rwm]
+    #[arg(long, value_name = "HOST[:PATH][:rwm]")]
+    pub device: Vec<DeviceFlag>,
     /// Mount a tmpfs: /path[:option,...]
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     pub tmpfs: Vec<Tmpfs>,

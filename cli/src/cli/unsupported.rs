@@ -27,7 +27,6 @@ const FLAGS: &[Flag] = &[
     Flag("cpuset-cpus", None, Takes),
     Flag("cpuset-mems", None, Takes),
     Flag("detach-keys", None, Takes),
-    Flag("device", None, Takes),
     Flag("device-cgroup-rule", None, Takes),
     Flag("device-read-bps", None, Takes),
     Flag("device-write-bps", None, Takes),

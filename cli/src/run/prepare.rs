@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::thread;
 
 use hull_images::Image;
@@ -17,8 +18,8 @@ use crate::quantity::PidsLimit;
 use crate::spec::capabilities::CapabilitySet;
 use crate::spec::seccomp::Seccomp;
 use crate::spec::{
-    self, Absent, Bind, ContainerRequest, Lifecycle, MountFlag, Privileges, RootAccess, SecurityOption,
-    Terminal, VmSize, VolumeFlag, env,
+    self, Absent, Bind, ContainerRequest, Device, DeviceFlag, Lifecycle, MountFlag, Privileges, RootAccess,
+    SecurityOption, Terminal, VmSize, VolumeFlag, env,
 };
 use crate::state::{BundleLock, Container, ContainerId, ContainerRecord, Name, State};
 use crate::{paths, terminal};
@@ -60,6 +61,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         });
     }
     let binds = binds(args)?;
+    let devices = args.device.iter().map(device).collect::<Result<Vec<_>, _>>()?;
     let network = network::plan(&args.network)?;
     let state = paths::state(global)?;
     let store = paths::store(global)?;
@@ -95,6 +97,7 @@ pub fn prepare(global: &Global, args: &RunArgs) -> Result<Prepared, CliError> {
         network: namespace.as_deref(),
         files: &network::FILES,
         binds: &binds,
+        devices: &devices,
         rlimits: &args.ulimit,
         privileges,
         capabilities,
@@ -217,6 +220,20 @@ fn binds(args: &RunArgs) -> Result<Vec<Bind>, CliError> {
             Ok(Bind { source, ..bind.clone() })
         })
         .collect()
+}
+
+/// A block device of the host. Seen here, what is none is an error before anything is started.
+fn device(flag: &DeviceFlag) -> Result<Device, CliError> {
+    let failed = |source| CliError::Device { path: flag.source.clone(), source };
+    let found = fs::metadata(&flag.source).map_err(failed)?;
+    if !found.file_type().is_block_device() {
+        return Err(failed(std::io::Error::other(
+            "it is not a block device, and a VM has no other devices of the host",
+        )));
+    }
+    let (number, owner) = (found.rdev(), (found.uid(), found.gid()));
+    let number = (libc::major(number), libc::minor(number));
+    Ok(Device { flag: flag.clone(), number, mode: found.mode() & 0o777, owner })
 }
 
 fn host_cpus() -> u64 {

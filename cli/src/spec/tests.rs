@@ -37,6 +37,7 @@ fn request<'a>(image: &'a ImageConfiguration, command: &'a [String]) -> Containe
         network: None,
         files: &[],
         binds: &[],
+        devices: &[],
         rlimits: &[],
         privileges: Privileges::Usual,
         capabilities: CapabilitySet::resolve(&[], &[]).unwrap(),
@@ -148,6 +149,22 @@ fn with_every_privilege_nothing_is_hidden_or_read_only() {
     assert_eq!(spec["process"]["noNewPrivileges"], false);
     let read_only = |mount: &&serde_json::Value| mount["options"].as_array().unwrap().contains(&"ro".into());
     assert_eq!(spec["mounts"].as_array().unwrap().iter().find(read_only), None);
+}
+
+#[test]
+fn a_block_device_is_listed_with_the_rule_that_lets_it_be_used() {
+    let image = image(r#"{"Cmd":["x"]}"#);
+    let mut request = request(&image, &[]);
+    let flag = "/dev/sdb:/dev/xvdb:r".parse().unwrap();
+    let devices = [Device { flag, number: (8, 16), mode: 0o660, owner: (0, 6) }];
+    request.devices = &devices;
+    let linux = json(&container(&request).unwrap())["linux"].clone();
+    let node = serde_json::json!({
+        "path": "/dev/xvdb", "type": "b", "major": 8, "minor": 16, "fileMode": 0o660, "uid": 0, "gid": 6
+    });
+    assert_eq!(linux["devices"], serde_json::json!([node]));
+    let rule = serde_json::json!({"allow": true, "type": "b", "major": 8, "minor": 16, "access": "r"});
+    assert_eq!(linux["resources"]["devices"].as_array().unwrap().last().unwrap(), &rule);
 }
 
 #[test]

@@ -174,6 +174,21 @@ pub struct NetworkConfig {
     /// How fast frames may go.
     #[serde(default)]
     pub limits: NetworkLimits,
+    /// Who moves the frames.
+    #[serde(default)]
+    pub backend: NetworkBackend,
+}
+
+/// Who moves frames between an interface's rings, in guest memory, and its tap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkBackend {
+    /// The monitor.
+    #[default]
+    Userspace,
+    /// The host's kernel, by vhost-net: what the guest writes into its rings is read by the kernel itself. It knows no limits,
+    /// and counts neither bytes nor notifications nor interrupts.
+    Vhost,
 }
 
 /// Limits of a network interface, for each way its own. Bandwidth counts a frame's bytes from its Ethernet header on,

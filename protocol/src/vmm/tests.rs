@@ -45,6 +45,7 @@ fn messages_survive_json() {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         limits: NetworkLimits::default(),
+        backend: NetworkBackend::default(),
     }));
     round_trip(&Request::AddVsock(VsockConfig { guest_cid: 3, guest_to_host_ports: vec![1024] }));
     round_trip(&Request::AddFs(FsConfig { tag: "volumes".into(), cache: FsCache::Auto }));

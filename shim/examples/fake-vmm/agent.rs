@@ -232,6 +232,9 @@ impl Agent for FakeAgent {
         if spec["hostname"] == "slow" {
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         }
+        for device in &request.block_devices {
+            note("disks", &format!("{} is {}:{}", device.serial, device.major, device.minor));
+        }
         self.prepare((request.container_id, String::new()), spec["process"].clone(), &request.stdio);
         Ok(api::CreateContainerResponse { pid: 1, ..Default::default() })
     }
@@ -380,6 +383,11 @@ impl Agent for FakeAgent {
         self.fault.at("usage");
         let memory = api::MemoryStats { usage_bytes: 4096, ..Default::default() };
         Ok(api::ContainerStatsResponse { memory: Some(memory).into(), ..Default::default() })
+    }
+
+    async fn debug(&self, _: &TtrpcContext, request: api::DebugRequest) -> ttrpc::Result<api::DebugResponse> {
+        let output = format!("answer to {}\n", request.line).into_bytes();
+        Ok(api::DebugResponse { output, cut: request.line == "long", ..Default::default() })
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::GuestEvent> {

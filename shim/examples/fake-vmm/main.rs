@@ -22,8 +22,8 @@ use std::sync::Arc;
 use hull_protocol::agent::CONTROL_PORT;
 use hull_protocol::agent::api::agent_ttrpc::create_agent;
 use hull_protocol::vmm::{
-    CONTROL_FD, Channel, ExitReason, Failure, FailureCode, HotplugStats, Message, PortConnection, Request,
-    VmStats,
+    CONTROL_FD, Channel, DiskConfig, ExitReason, Failure, FailureCode, HotplugStats, Message, PortConnection,
+    Request, VmStats,
 };
 use tokio::net::{UnixListener, UnixStream};
 use ttrpc::asynchronous::Server;
@@ -53,14 +53,16 @@ fn main() {
             Request::Hello { .. } => fault.at("hello"),
             // It stays free: its containers are processes of the host.
             Request::Jail(_) => fault.at("jail"),
-            Request::Machine(_) => {
+            Request::Machine(machine) => {
                 fault.at("machine");
+                note("kernel", &machine.kernel_args);
                 let [_kvm, _kernel, _initramfs, file] = fds.try_into().unwrap();
                 console = Some(File::from(file));
             }
             Request::AddDisk(disk) => {
                 fault.at("disk");
                 assert_eq!(fds.len(), disk.extents.len());
+                note_disk("disk", &disk, &fds);
             }
             Request::AddNetwork(network) => {
                 fault.at("network");
@@ -123,12 +125,14 @@ fn main() {
                                     VmStats { vm_exits: 7, hotplug: Some(hotplug), ..VmStats::default() };
                                 reading.send(&Message::Stats(stats), &[]).unwrap();
                             }
-                            Request::AddDisk(_) => {
+                            Request::AddDisk(disk) => {
                                 fault.at("plug");
+                                note_disk("plugged", &disk, &received.fds);
                                 reading.send(&Message::Plugged { slot: 8 }, &[]).unwrap();
                             }
-                            Request::Unplug { .. } => {
+                            Request::Unplug { name, .. } => {
                                 fault.at("unplug");
+                                note("disks", &format!("unplugged {name}"));
                                 reading.send(&Message::Done, &[]).unwrap();
                             }
                             Request::AddNetwork(network) => {
@@ -163,6 +167,13 @@ fn main() {
             exit(0);
         }
     }
+}
+
+/// A disk, with what its first file was opened for.
+fn note_disk(how: &str, disk: &DiskConfig, fds: &[OwnedFd]) {
+    let flags = nix::fcntl::fcntl(&fds[0], nix::fcntl::FcntlArg::F_GETFL).unwrap();
+    let opened = if flags & libc::O_ACCMODE == libc::O_RDONLY { "reading" } else { "writing" };
+    note("disks", &format!("{how} {} {:?} for {opened}", disk.serial, disk.access));
 }
 
 fn run_guest(fault: Fault, control: Arc<Channel>, listener: OwnedFd, port: OwnedFd) -> ! {

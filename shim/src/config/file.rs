@@ -9,7 +9,7 @@ use hull_protocol::vmm::CpuTemplate;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::{FreeMemory, JailChoice, LogLevel, Resize};
+use super::{FreeMemory, JailChoice, LogLevel, Resize, Vhost};
 use crate::record::annotation;
 
 /// Longer is no configuration.
@@ -98,6 +98,7 @@ pub struct Keys {
     pub network: Network,
     pub monitor: Monitor,
     pub annotations: Annotations,
+    pub debug: Debug,
     pub log: Log,
 }
 
@@ -131,6 +132,7 @@ pub struct Disk {
 pub struct Network {
     pub mib_per_second: Option<Bounded<u32, 1, { 1 << 20 }>>,
     pub packets_per_second: Option<Bounded<u32, 1, 100_000_000>>,
+    pub vhost: Option<Vhost>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -148,6 +150,12 @@ pub struct Monitor {
 pub struct Annotations {
     #[serde(deserialize_with = "known_annotations")]
     pub allow: Option<BTreeSet<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Debug {
+    pub console: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -202,6 +210,7 @@ impl Keys {
             network: Network {
                 mib_per_second: over.network.mib_per_second.or(self.network.mib_per_second),
                 packets_per_second: over.network.packets_per_second.or(self.network.packets_per_second),
+                vhost: over.network.vhost.or(self.network.vhost),
             },
             monitor: Monitor {
                 path: over.monitor.path.or(self.monitor.path),
@@ -209,6 +218,7 @@ impl Keys {
                 jail: over.monitor.jail.or(self.monitor.jail),
             },
             annotations: Annotations { allow: over.annotations.allow.or(self.annotations.allow) },
+            debug: Debug { console: over.debug.console.or(self.debug.console) },
             log: Log { level: over.log.level.or(self.log.level) },
         }
     }

@@ -45,12 +45,15 @@ fn every_key_is_understood() {
         [network]
         mib_per_second = 100
         packets_per_second = 7
+        vhost = "allow"
         [monitor]
         path = "/opt/hull-vmm"
         broker_path = "/opt/hull-fsd"
         jail = "unprivileged"
         [annotations]
         allow = ["dev.hull.vm.vcpus"]
+        [debug]
+        console = true
         [log]
         level = "debug"
         "#,
@@ -79,10 +82,12 @@ fn every_key_is_understood() {
         network: NetworkLimits { to_guest: each_way, from_guest: each_way },
     };
     assert_eq!(config.limits, limits);
+    assert_eq!(config.vhost, Vhost::Allow);
     assert_eq!(config.artifacts.vmm.as_ref().unwrap().path, Path::new("/opt/hull-vmm"));
     assert_eq!(config.artifacts.initramfs.as_ref().unwrap().path, Path::new("/opt/initramfs.img"));
     assert_eq!(config.jail, Some(JailChoice::Unprivileged));
     assert_eq!(config.allowed_annotations.iter().collect::<Vec<_>>(), ["dev.hull.vm.vcpus"]);
+    assert_eq!(config.debug_console, DebugConsole::On);
     assert_eq!(config.log, LogLevel::Debug);
 }
 
@@ -111,6 +116,8 @@ fn what_cannot_be_right_is_named_with_its_file_and_line() {
         ("[vm]\nfree_memory = true\n", &["line 2", "free_memory"]),
         ("[disk]\nmib_per_second = 0\n", &["line 2", "0", "from 1 to 1048576"]),
         ("[network]\noperations_per_second = 5\n", &["operations_per_second", "packets_per_second"]),
+        ("[network]\nvhost = true\n", &["line 2", "vhost"]),
+        ("[network]\nvhost = \"always\"\n", &["always", "never", "allow"]),
         ("[vm]\nmemory_mib = -1\n", &["-1", "from 64"]),
         ("[vm]\nkernel = \"vmlinux\"\n", &["vmlinux", "absolute"]),
         ("[monitor]\njail = \"none\"\n", &["none", "full", "unprivileged"]),

@@ -64,3 +64,12 @@ fn claim(device: &File) -> io::Result<String> {
     let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
     Ok(name.to_string_lossy().into_owned())
 }
+
+/// A tap that is joined to nothing.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests only")]
+pub fn bare() -> OwnedFd {
+    let device = OpenOptions::new().read(true).write(true).open(DEVICE).unwrap();
+    claim(&device).unwrap();
+    device.into()
+}

@@ -19,7 +19,8 @@ async fn inside(pod: &PodNetwork, words: &'static [&'static str]) -> Vec<String>
 
 /// A pod with one end of a veth pair; the other is in a namespace of the test's, which is returned.
 async fn pod() -> (PodNetwork, Arc<Namespace>) {
-    let pod = PodNetwork::open(&NetworkChoice::Own, NetworkLimits::default()).await.unwrap().unwrap();
+    let pod =
+        PodNetwork::open(&NetworkChoice::Own, NetworkLimits::default(), Vhost::Never).await.unwrap().unwrap();
     let world = Arc::new(Namespace::fresh().await.unwrap());
     inside(&pod, &["link add eth0 address 02:00:00:00:00:01 mtu 1400 type veth peer name world"]).await;
     let target = Arc::clone(&world);
@@ -177,7 +178,10 @@ fn an_interface_that_comes_again_gets_its_tap_back() {
 #[test]
 fn what_cannot_be_is_said() {
     run(async {
-        let mut pod = PodNetwork::open(&NetworkChoice::Own, NetworkLimits::default()).await.unwrap().unwrap();
+        let mut pod = PodNetwork::open(&NetworkChoice::Own, NetworkLimits::default(), Vhost::Never)
+            .await
+            .unwrap()
+            .unwrap();
         inside(
             &pod,
             &["link add one address 02:00:00:00:00:01 type veth peer name two address 02:00:00:00:00:01"],
@@ -187,16 +191,23 @@ fn what_cannot_be_is_said() {
         let error = pod.settle().await.unwrap_err().to_string();
         assert!(error.contains("the same Ethernet address, 02:00:00:00:00:01"), "{error}");
 
-        let error = PodNetwork::open(&NetworkChoice::At("/nowhere/netns".into()), NetworkLimits::default())
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = PodNetwork::open(
+            &NetworkChoice::At("/nowhere/netns".into()),
+            NetworkLimits::default(),
+            Vhost::Never,
+        )
+        .await
+        .unwrap_err()
+        .to_string();
         assert!(error.starts_with("cannot open the network namespace /nowhere/netns: "), "{error}");
-        let error =
-            PodNetwork::open(&NetworkChoice::At("/proc/self/ns/uts".into()), NetworkLimits::default())
-                .await
-                .unwrap_err()
-                .to_string();
+        let error = PodNetwork::open(
+            &NetworkChoice::At("/proc/self/ns/uts".into()),
+            NetworkLimits::default(),
+            Vhost::Never,
+        )
+        .await
+        .unwrap_err()
+        .to_string();
         assert!(error.starts_with("cannot enter the network namespace: "), "{error}");
     });
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use hull_protocol::agent::ANSWER_DEADLINE;
 use hull_protocol::agent::api::agent::{
     ConfigureNetworkRequest, ConfigurePodRequest, ContainerRequest, ContainerStatsResponse,
-    CreateContainerRequest, CreateExecRequest, Empty, ExitStatus, GuestEvent, InfoRequest, InfoResponse,
-    OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, ShutdownRequest, SignalProcessRequest,
-    SlotRequest, UpdateContainerRequest,
+    CreateContainerRequest, CreateExecRequest, DebugRequest, DebugResponse, Empty, ExitStatus, GuestEvent,
+    InfoRequest, InfoResponse, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, ShutdownRequest,
+    SignalProcessRequest, SlotRequest, UpdateContainerRequest,
 };
 use hull_protocol::agent::api::agent_ttrpc::AgentClient;
 use tokio::net::UnixStream;
@@ -200,6 +200,11 @@ impl Agent {
     pub async fn update_container(&self, request: &UpdateContainerRequest) -> Result<(), AgentError> {
         let answer = self.client.update_container(Context::default(), request);
         self.call("UpdateContainer", Some(DEADLINE), answer).await.map(drop)
+    }
+
+    /// Asks the debug console.
+    pub async fn debug(&self, request: &DebugRequest) -> Result<DebugResponse, AgentError> {
+        self.call("Debug", Some(DEADLINE), self.client.debug(Context::default(), request)).await
     }
 
     /// Takes the last change of limits back.

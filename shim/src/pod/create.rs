@@ -9,8 +9,8 @@ use hull_protocol::agent::api::agent::{ContainerRequest, CreateContainerRequest,
 use hull_protocol::agent::is_valid_id;
 
 use super::{
-    Abandon, Abandoned, Booting, BrokerError, Export, Host, Journal, PlugError, Pod, PodState, Ports,
-    PowerOff, RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec, news, room,
+    Abandon, Abandoned, Booting, BrokerError, Export, Host, Journal, Needs, PlugError, Pod, PodState, Ports,
+    PowerOff, RootfsNames, RootfsPlan, Slot, StartError, Vm, VmSpec, devices, news, room,
 };
 use crate::container::{Container, Ending, Kind, SandboxEnd, own_record, shim_record, supervise_init};
 use crate::error::TaskError;
@@ -143,7 +143,8 @@ impl Pod {
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
         let names = RootfsNames::first(&request.id);
-        let open = rootfs.open(&names).await?;
+        let mut open = rootfs.open(&names).await?;
+        open.disks.extend(devices::open(&config.devices)?);
         let volumes = exports(&config.volumes).map_err(StartError::from)?;
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
         let spec = VmSpec {
@@ -170,7 +171,7 @@ impl Pod {
                 let container = Container::new(&request.id, bundle, Kind::Alone, vm, init, self.events())
                     .with_lifecycle(config.lifecycle)
                     .with_limits(config.limits)
-                    .with_power_off(power_off(&rootfs));
+                    .with_power_off(power_off(&rootfs, &config));
                 Ok((container, Supervision::Process(Box::new(io))))
             }
             Err(error) => {
@@ -229,8 +230,12 @@ impl Pod {
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
         let names = vm.rootfs_names(&request.id);
-        let open = rootfs.open(&names).await?;
-        let attached = vm.attach(open, exports(&config.volumes).map_err(PlugError::from)?).await?;
+        let needs = Needs {
+            rootfs: rootfs.open(&names).await?,
+            volumes: exports(&config.volumes).map_err(PlugError::from)?,
+            devices: devices::open(&config.devices)?,
+        };
+        let attached = vm.attach(needs).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
         let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
         match prepare_init(&vm, &init, &bundle, &config, agents).await {
@@ -239,7 +244,7 @@ impl Pod {
                 let kind = Kind::Member { sandbox: sandbox.id.clone(), attachments };
                 let container = Container::new(&request.id, bundle, kind, vm, init, self.events())
                     .with_limits(config.limits)
-                    .with_power_off(power_off(&rootfs));
+                    .with_power_off(power_off(&rootfs, &config));
                 Ok((container, Supervision::Process(Box::new(io))))
             }
             Err(error) => {
@@ -286,8 +291,9 @@ fn exports(volumes: &[Volume]) -> Result<Vec<Export>, BrokerError> {
     volumes.iter().map(Export::of_volume).collect()
 }
 
-fn power_off(rootfs: &RootfsPlan) -> PowerOff {
-    if rootfs.is_persistent() { PowerOff::Orderly } else { PowerOff::Now }
+fn power_off(rootfs: &RootfsPlan, config: &ContainerConfig) -> PowerOff {
+    let lasting = rootfs.is_persistent() || devices::any_writable(&config.devices);
+    if lasting { PowerOff::Orderly } else { PowerOff::Now }
 }
 
 /// Runs the hooks that come before, has the agent make the container, and attaches its streams. An init without a pid on
@@ -309,6 +315,7 @@ async fn prepare_init(
         seccomp: config.seccomp.as_ref().map(seccomp_filter).into(),
         namespaces: Some(config.namespaces.clone()).into(),
         device_nodes: config.device_nodes.into(),
+        block_devices: devices::for_agent(&config.devices),
         ..CreateContainerRequest::default()
     };
     let pid = vm.agent.create_container(&request).await.map_err(super::AgentError::about_the_program)?;

@@ -4,6 +4,7 @@
 
 use hull_protocol::vmm::{DiskConfig, Request, Unplug};
 
+use super::devices::DeviceError;
 use super::{AgentError, Broker, BrokerError, Disk, Export, MonitorError, OpenRootfs, Vm};
 
 /// A disk in a running VM.
@@ -19,7 +20,19 @@ pub struct PluggedDisk {
 #[must_use = "what nobody remembers stays in the VM"]
 pub struct Attachments {
     disks: Vec<PluggedDisk>,
+    devices: Vec<String>,
     exports: Vec<String>,
+}
+
+/// What a further container needs, open.
+#[derive(Debug, Default)]
+pub struct Needs {
+    /// Its root file system.
+    pub rootfs: OpenRootfs,
+    /// Its volumes.
+    pub volumes: Vec<Export>,
+    /// Its block devices.
+    pub devices: Vec<Disk>,
 }
 
 /// Why something does not come or go.
@@ -34,14 +47,16 @@ pub enum PlugError {
     /// The guest's driver did not do as asked.
     #[error("the guest does not change its devices: {0}")]
     Agent(#[from] AgentError),
+    /// A block device of the host.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl Vm {
     /// Gives the VM what a further container needs. Nothing of it is left when it fails.
-    pub async fn attach(&self, rootfs: OpenRootfs, volumes: Vec<Export>) -> Result<Attachments, PlugError> {
+    pub async fn attach(&self, needs: Needs) -> Result<Attachments, PlugError> {
         let mut attached = Attachments::default();
-        let exports = rootfs.export.into_iter().chain(volumes);
-        match self.attach_all(&mut attached, rootfs.disks, exports).await {
+        match self.attach_all(&mut attached, needs).await {
             Ok(()) => Ok(attached),
             Err(error) => {
                 self.detach(attached).await;
@@ -50,31 +65,35 @@ impl Vm {
         }
     }
 
-    async fn attach_all(
-        &self,
-        attached: &mut Attachments,
-        disks: Vec<Disk>,
-        exports: impl Iterator<Item = Export>,
-    ) -> Result<(), PlugError> {
-        for export in exports {
+    async fn attach_all(&self, attached: &mut Attachments, needs: Needs) -> Result<(), PlugError> {
+        let Needs { rootfs, volumes, devices } = needs;
+        for export in rootfs.export.into_iter().chain(volumes) {
             let name = export.name.clone();
             self.files()?.share(export).await?;
             attached.exports.push(name);
         }
-        for disk in disks {
+        for disk in rootfs.disks {
             attached.disks.push(self.plug_disk(disk).await?);
+        }
+        for device in devices {
+            attached.devices.push(self.plug_device(device).await?);
         }
         Ok(())
     }
 
     /// Takes back what a container needed, as far as it can be had; the failures are logged.
     pub async fn detach(&self, attached: Attachments) {
-        let Attachments { disks, exports } = attached;
+        let Attachments { disks, devices, exports } = attached;
         if self.ended().now().is_some() {
             return;
         }
         for disk in disks {
             if let Err(error) = self.unplug_disk(disk).await {
+                log::warn!("{error}");
+            }
+        }
+        for device in devices {
+            if let Err(error) = self.unplug_device(&device).await {
                 log::warn!("{error}");
             }
         }
@@ -95,7 +114,7 @@ impl Vm {
 
     /// Gives the VM a further disk. When this returns, the guest finds it by its serial number. Nothing of it is left
     /// when it fails.
-    async fn plug_disk(&self, disk: Disk) -> Result<PluggedDisk, PlugError> {
+    pub(super) async fn plug_disk(&self, disk: Disk) -> Result<PluggedDisk, PlugError> {
         let Disk { config, fds } = disk.limited(self.disk_limits());
         let DiskConfig { serial, .. } = &config;
         let serial = serial.clone();
@@ -111,7 +130,7 @@ impl Vm {
 
     /// Takes a disk away. When this returns, its files are closed. A guest that does not let go of it in time loses it all
     /// the same, and that is then the error.
-    async fn unplug_disk(&self, disk: PluggedDisk) -> Result<(), PlugError> {
+    pub(super) async fn unplug_disk(&self, disk: PluggedDisk) -> Result<(), PlugError> {
         let PluggedDisk { serial, slot } = disk;
         let let_go = self.agent.unbind_slot(slot).await;
         let how = if let_go.is_ok() { Unplug::Released } else { Unplug::Forced };
@@ -123,6 +142,9 @@ impl Vm {
         self.monitor().request(Request::Unplug { name: format!("blk-{serial}"), how }, Vec::new()).await
     }
 }
+
+#[cfg(test)]
+mod soak;
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -147,10 +169,14 @@ pub(super) mod tests {
     use crate::record::ShimRecord;
     use crate::spec::VmShape;
 
-    fn disk(serial: &str) -> Disk {
+    pub(super) fn disk(serial: &str) -> Disk {
+        disk_of(serial, 1 << 16)
+    }
+
+    pub(super) fn disk_of(serial: &str, length: usize) -> Disk {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[0; 1 << 16]).unwrap();
-        let extents = vec![DiskExtent { offset: 0, length: 1 << 16 }];
+        file.write_all(&vec![0; length]).unwrap();
+        let extents = vec![DiskExtent { offset: 0, length: length.try_into().unwrap() }];
         let config = DiskConfig {
             serial: serial.into(),
             access: DiskAccess::ReadOnly,
@@ -165,7 +191,7 @@ pub(super) mod tests {
     const AGENT_RESIDENT_MAX: u64 = 3 << 20;
 
     /// Whether the guest has a disk: a container from it fails for what is on the disk, or because there is none.
-    async fn has_disk(vm: &Vm, serial: &str) -> bool {
+    pub(super) async fn has_disk(vm: &Vm, serial: &str) -> bool {
         let erofs = ErofsDisk { serial: serial.into(), ..ErofsDisk::default() };
         let rootfs = Rootfs { lower: Some(Lower::Erofs(erofs)), ..Rootfs::default() };
         let spec = serde_json::json!({
@@ -189,11 +215,16 @@ pub(super) mod tests {
 
     /// A VM with one disk and no shared files. Its sockets and its console are in the folder.
     pub async fn boot(folder: &Path) -> Vm {
+        boot_with(folder, None).await
+    }
+
+    /// The same, and where there are exports, with them.
+    pub(super) async fn boot_with(folder: &Path, exports: Option<Vec<Export>>) -> Vm {
         let spec = VmSpec {
             size: VmShape { vcpus: 1, memory_mib: 256 },
             room: VmShape { vcpus: 4, memory_mib: 256 + 256 },
             disks: vec![disk("first")],
-            exports: None,
+            exports,
             console: folder.join("console"),
             stream_socket: folder.join("streams"),
             namespace: "test".into(),
@@ -212,7 +243,7 @@ pub(super) mod tests {
 
     /// Runs the file broker's program out of a shared folder, and answers its status: it ends at once, with 1, as it has no
     /// socket. That far it was read from the host.
-    async fn run_from(vm: &Vm, folder: &str) -> Result<u32, AgentError> {
+    pub(super) async fn run_from(vm: &Vm, folder: &str) -> Result<u32, AgentError> {
         let shared = SharedFolder { name: folder.into(), ..SharedFolder::default() };
         let rootfs = Rootfs { lower: Some(Lower::Shared(shared)), ..Rootfs::default() };
         let spec = serde_json::json!({

@@ -112,9 +112,9 @@ impl Keeping {
     }
 
     async fn plug(&self, device: NetworkDevice) -> Result<(), PlugError> {
-        let NetworkDevice { config, tap } = device;
-        let name = format!("net-{}", config.name);
-        let slot = self.monitor.plug(Request::AddNetwork(config), vec![tap]).await?;
+        let name = format!("net-{}", device.config.name);
+        let (request, fds) = device.request();
+        let slot = self.monitor.plug(request, fds).await?;
         if let Err(error) = self.agent.bind_slot(slot).await {
             let unplug = Request::Unplug { name: name.clone(), how: Unplug::Forced };
             if let Err(error) = self.monitor.request(unplug, Vec::new()).await {

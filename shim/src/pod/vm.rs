@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hull_protocol::agent::api::agent::ShutdownRequest;
-use hull_protocol::agent::{CONTROL_PORT, GUEST_CID, VOLUMES_TAG};
+use hull_protocol::agent::{CONTROL_PORT, DEBUG_ARGUMENT, GUEST_CID, VOLUMES_TAG};
 use hull_protocol::vmm::{
     Channel, FsCache, FsConfig, JailConfig, JailNetwork, MachineConfig, RateLimits, Request, VERSION,
     VsockConfig,
@@ -20,6 +20,7 @@ use hull_protocol::vmm::{
 use tokio::sync::watch;
 
 use super::cgroup::Accounting;
+use super::devices::SharedDevices;
 use super::forward::Forwarder;
 use super::monitor::AsyncChannel;
 use super::network::{Keeper, Settled};
@@ -27,20 +28,22 @@ use super::{
     Abandoned, Agent, AgentError, Artifacts, Broker, Disk, Export, Journal, Monitor, MonitorError,
     RootfsNames, Size, jail, resize,
 };
-use crate::cgroup::{CgroupPath, CgroupRecord};
-use crate::config::{Config, FreeMemory};
+use crate::cgroup::CgroupRecord;
+use crate::config::{Config, DebugConsole, FreeMemory};
 use crate::io::Streams;
 use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
-use crate::spec::{NetworkChoice, VmShape};
+use crate::spec::VmShape;
 use crate::undo::{Undo, UndoError, remove_file};
 
 mod boot;
 mod error;
+mod spec;
 
 use boot::boot;
 use error::ConsoleTail;
 pub use error::StartError;
+pub use spec::{Ports, PowerOff, VmSpec};
 
 /// The monitor works without the guest until Boot; slow storage may hold it up.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,53 +54,6 @@ const CONSOLE_LIMIT: u64 = 1 << 20;
 
 /// Memory that is plugged can be taken away again if nothing but what can be moved is in it.
 const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 reboot=k quiet rdinit=/init dummy.numdummies=0 memhp_default_state=online_movable";
-
-/// A VM to be started.
-#[derive(Debug)]
-pub struct VmSpec {
-    /// What it begins with.
-    pub size: VmShape,
-    /// What it can become while it runs.
-    pub room: VmShape,
-    /// The disks, open.
-    pub disks: Vec<Disk>,
-    /// What of the host's files the guest may reach; `None` where it never will reach any.
-    pub exports: Option<Vec<Export>>,
-    /// File for the guest's console.
-    pub console: PathBuf,
-    /// Path for the monitor's vsock listener.
-    pub stream_socket: PathBuf,
-    /// The namespace of the containers' ids.
-    pub namespace: String,
-    /// The pod's network.
-    pub network: NetworkChoice,
-    /// The pod's host name.
-    pub hostname: String,
-    /// Kernel parameters of the pod's network.
-    pub sysctls: HashMap<String, String>,
-    /// Whether the pod's ports can be reached from its network namespace.
-    pub ports: Ports,
-    /// The pod's cgroup on the host, if it is to have one.
-    pub cgroup: Option<CgroupPath>,
-}
-
-/// Where a pod's ports can be reached, besides by its addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ports {
-    /// Nowhere.
-    Own,
-    /// On the loopback of its network namespace as well, where the host's kernel can do that.
-    Forwarded,
-}
-
-/// How a VM is to be ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PowerOff {
-    /// The guest syncs and unmounts first.
-    Orderly,
-    /// At once; nothing in it is worth keeping.
-    Now,
-}
 
 /// A VM whose agent answers.
 pub struct Vm {
@@ -113,6 +69,7 @@ pub struct Vm {
     disk_limits: RateLimits,
     /// How many containers came after the first.
     further: AtomicU32,
+    devices: SharedDevices,
     monitor: Monitor,
     network: Option<Keeper>,
     accounting: Accounting,
@@ -209,16 +166,17 @@ impl Booting {
             }
         };
 
-        let (network, devices) = match PodNetwork::open(&spec.network, config.limits.network).await? {
-            Some(network) => {
-                if let Some(record) = network.record() {
-                    journal.network(record)?;
+        let (network, devices) =
+            match PodNetwork::open(&spec.network, config.limits.network, config.vhost).await? {
+                Some(network) => {
+                    if let Some(record) = network.record() {
+                        journal.network(record)?;
+                    }
+                    let (settled, devices) = join(network, undo).await?;
+                    (Some(settled), devices)
                 }
-                let (settled, devices) = join(network, undo).await?;
-                (Some(settled), devices)
-            }
-            None => (None, Vec::new()),
-        };
+                None => (None, Vec::new()),
+            };
 
         let namespace = network.as_ref().map(|settled| settled.network.namespace().as_fd());
         let monitor = Monitor::spawn(&artifacts.vmm, namespace, &accounting, spec.console.clone())?;
@@ -243,7 +201,7 @@ impl Booting {
                 online_vcpus: Some(spec.size.vcpus),
                 cpu: config.vm.cpu,
                 memory_mib: spec.size.memory_mib,
-                kernel_args: KERNEL_ARGS.to_owned(),
+                kernel_args: kernel_args(config.debug_console),
                 console_limit_bytes: CONSOLE_LIMIT,
             };
             let fds = [kvm, kernel, initramfs, console].map(OwnedFd::from).into();
@@ -255,8 +213,9 @@ impl Booting {
             }
             let vsock = VsockConfig { guest_cid: GUEST_CID, guest_to_host_ports: vec![CONTROL_PORT] };
             monitor.request(Request::AddVsock(vsock), vec![listener.into(), theirs.into()]).await?;
-            for NetworkDevice { config, tap } in devices {
-                monitor.request(Request::AddNetwork(config), vec![tap]).await?;
+            for device in devices {
+                let (request, fds) = device.request();
+                monitor.request(request, fds).await?;
             }
             if let Some(files) = files {
                 let config = FsConfig { tag: VOLUMES_TAG.to_owned(), cache: FsCache::Auto };
@@ -321,6 +280,7 @@ impl Booting {
                 broker: spec.broker,
                 accounting: spec.accounting,
                 further: AtomicU32::new(0),
+                devices: SharedDevices::default(),
                 streams,
                 monitor,
                 stream_socket: spec.stream_socket,
@@ -350,6 +310,11 @@ impl Vm {
     /// The file broker, if the VM has one.
     pub(super) fn broker(&self) -> Option<&Broker> {
         self.broker.as_ref()
+    }
+
+    /// The host's block devices that containers share.
+    pub(super) fn devices(&self) -> &SharedDevices {
+        &self.devices
     }
 
     /// Names for a further container's root file system, which no other in this VM has had.
@@ -426,6 +391,14 @@ impl Vm {
         let undone = undo.run().await;
         self.remains.send_replace(Remains::Nothing);
         undone
+    }
+}
+
+/// What the guest's kernel is told.
+fn kernel_args(console: DebugConsole) -> String {
+    match console {
+        DebugConsole::Off => KERNEL_ARGS.to_owned(),
+        DebugConsole::On => format!("{KERNEL_ARGS} {DEBUG_ARGUMENT}"),
     }
 }
 

@@ -11,7 +11,8 @@
 //! | `linux.namespaces`: network | stripped: the shim joins the guest to it, and all containers of the pod are in the guest's own. Without one, refused: [`super::network`] |
 //! | `linux.namespaces`: others of a container in this VM, by path | the pod's or that container's |
 //! | `linux.namespaces`: others with a path | refused: they name a namespace of the host |
-//! | `linux.devices` | character devices kept, block devices refused |
+//! | `linux.devices` | block devices that a rule names come along, character devices of the kernel's own are kept: [`super::devices`]. Others that a rule names are refused, others left out |
+//! | `linux.resources.devices` | rules about other block devices by number stripped: the guest's numbers are its own |
 //! | `linux.resources`: cpuset, blockIO, network, rdma | stripped: they count the host's CPUs and devices |
 //! | `linux.seccomp` | compiled: the guest gets the program |
 //! | `linux.intelRdt`, `linux.netDevices`, `linux.memoryPolicy` | stripped: they configure the host's hardware |
@@ -21,9 +22,10 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::Namespaces;
 use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT};
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxResources, Mount, Process, Spec};
 
 use super::SpecError;
+use super::devices::{self, BlockDevice};
 use super::namespaces::{self, Issued};
 use super::volumes::{self, Volume};
 
@@ -38,6 +40,8 @@ pub struct Beside {
     pub volumes: Vec<Volume>,
     /// The namespaces that it joins.
     pub namespaces: Namespaces,
+    /// What it uses of the host's block devices.
+    pub devices: Vec<BlockDevice>,
 }
 
 /// Translates a container's spec in place. `issued` are the numbers of the pod's containers, if it is in one.
@@ -64,8 +68,9 @@ pub fn container(spec: &mut Spec, id: &str, issued: Option<&Issued>) -> Result<B
     spec.set_mounts(Some(mounts));
     let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
     let namespaces = namespaces::join(linux, issued)?;
-    self::linux(linux, id)?;
-    Ok(Beside { volumes, namespaces })
+    self::linux(linux, id);
+    let devices = devices::take(linux)?;
+    Ok(Beside { volumes, namespaces, devices })
 }
 
 /// Translates a process in place.
@@ -128,7 +133,7 @@ fn translate_mount(
     volumes::of_bind(mount, id, volumes)
 }
 
-fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
+fn linux(linux: &mut Linux, id: &str) {
     linux.set_cgroups_path(Some(Path::new("/").join(id)));
     linux.set_mount_label(None);
     linux.set_intel_rdt(None);
@@ -137,14 +142,6 @@ fn linux(linux: &mut Linux, id: &str) -> Result<(), SpecError> {
     if let Some(resources) = linux.resources_mut() {
         self::resources(resources);
     }
-    let devices = linux.devices().as_deref().unwrap_or_default();
-    if let Some(device) = devices.iter().find(|device| device.typ() == LinuxDeviceType::B) {
-        return Err(SpecError::Unsupported(format!(
-            "the block device {} is not supported yet",
-            device.path().display()
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

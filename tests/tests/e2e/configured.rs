@@ -16,7 +16,7 @@ const TAKEN: u64 = 128;
 const BACK: u64 = 96;
 
 /// A configuration for the commands that get it.
-fn choose(text: &str) -> NamedTempFile {
+pub(super) fn choose(text: &str) -> NamedTempFile {
     let file = NamedTempFile::with_prefix("hull-e2e-").unwrap();
     fs::write(file.path(), text).unwrap();
     file
@@ -73,7 +73,7 @@ fn processors_and_limits_are_as_chosen() {
 }
 
 /// A container under a configuration, detached; its id.
-fn under(hull: &Hull, config: &NamedTempFile, options: &[&str], image_name: &str) -> String {
+pub(super) fn under(hull: &Hull, config: &NamedTempFile, options: &[&str], image_name: &str) -> String {
     let image = image(image_name);
     let words = [&["run", "-d"], options, &[&image, "sleep", "600"]].concat();
     let run = said(&finished(hull.command(words).env("HULL_CONFIG", config.path())));

@@ -78,8 +78,9 @@ fn a_container_may_have_its_whole_limit() {
     for mib in [64, 512, 2048, 4096] {
         let hull = Hull::new();
         let id = hull.detached(&["-m", &format!("{mib}m")], "busybox", &["sleep", "1000"]);
-        let text = hull.ok(["metrics"]);
-        let bound = metric(&text, "hull_guest_containers_memory_bytes", &[&id]).unwrap();
+        let bound = eventually("the guest tells of its memory", || {
+            metric(&hull.ok(["metrics"]), "hull_guest_containers_memory_bytes", &[&id])
+        });
         println!("{mib} MiB: all containers may have {:.0} MiB", bound / f64::from(1 << 20));
         assert!(bound >= f64::from(mib) * f64::from(1 << 20), "{mib} MiB, and {bound} bytes");
         hull.ok(["rm", "-f", &id]);

@@ -3,6 +3,9 @@
 //! The programs are the host's, seen through a volume: fio with direct I/O and io_uring, iperf3, redis-benchmark. What is fast
 //! enough is not asked here.
 
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
 use std::process::Command;
 
 use hull_tests::bridge::{self, GATEWAY, Server, is_listened_to};
@@ -11,6 +14,7 @@ use hull_tests::eventually;
 use hull_tests::hull::Hull;
 use serde_json::Value;
 
+use super::configured::{choose, under};
 use super::containerd::ThinPool;
 
 /// Docker's filter of system calls has no io_uring, and a privileged container has its VM's disks and kernel log.
@@ -117,11 +121,16 @@ fn fio_writes_a_disk() {
     containerd.left_nothing();
 }
 
-/// Bytes that iperf3 counted at the receiver's end.
-fn received(report: &str) -> u64 {
+/// What iperf3 counted at the receiver's end.
+fn at_the_receiver(report: &str) -> Value {
     let report: Value = serde_json::from_str(report).unwrap();
     assert_eq!(report.get("error"), None, "{report}");
-    report["end"]["sum_received"]["bytes"].as_u64().unwrap()
+    report["end"]["sum_received"].clone()
+}
+
+/// Bytes that iperf3 counted there.
+fn received(report: &str) -> u64 {
+    at_the_receiver(report)["bytes"].as_u64().unwrap()
 }
 
 #[test]
@@ -175,5 +184,84 @@ fn iperf_and_redis_between_guests_and_the_host() {
         said_nothing_since(&hull, id, before);
         hull.ok(["rm", "-f", id]);
     }
+    hull.left_nothing();
+}
+
+/// How often a monitor has the kernel's device for an interface open.
+fn kernels_devices(hull: &Hull, id: &str) -> usize {
+    let monitor = &hull.shim_record(id)["vmm_pid"];
+    let links = fs::read_dir(format!("/proc/{monitor}/fd")).unwrap();
+    links
+        .filter_map(|link| fs::read_link(link.unwrap().path()).ok())
+        .filter(|to| to.ends_with("vhost-net"))
+        .count()
+}
+
+/// Runs a program of the host's.
+fn ok(words: &str) {
+    let mut words = words.split(' ');
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_kernel_moves_an_interfaces_frames() {
+    const BYTES: u64 = 48 << 20;
+    const TURNS: usize = 3;
+    ok("modprobe vhost_net");
+    bridge::set_up();
+    let hull = Hull::new();
+    let options = [&OWNER[..], &["--network", "bridge"]].concat();
+    let config = |vhost: &str| choose(&format!("[network]\nvhost = \"{vhost}\"\n"));
+    let guests = ["never", "allow"].map(|vhost| under(&hull, &config(vhost), &options, "debian:12"));
+    assert_eq!(guests.each_ref().map(|id| kernels_devices(&hull, id)), [0, 1]);
+    // Who limits an interface wants limits more than speed.
+    let limited = choose("[network]\nvhost = \"allow\"\nmib_per_second = 100\n");
+    let id = under(&hull, &limited, &options, "debian:12");
+    assert_eq!(kernels_devices(&hull, &id), 0);
+    hull.ok(["rm", "-f", &id]);
+
+    let before = guests.each_ref().map(|id| log(&hull, id));
+    let host = Server::iperf();
+    let bytes = BYTES.to_string();
+    for (way, more) in [("from the guest", &[][..]), ("to the guest", &["-R"])] {
+        let mut rates = [0.0; 2];
+        for _ in 0..TURNS {
+            for (id, rate) in guests.iter().zip(&mut rates) {
+                let words =
+                    [&["exec", id, "iperf3", "-J", "-c", GATEWAY, "-p", &host.port, "-n", &bytes], more];
+                let said = at_the_receiver(&hull.ok(words.concat()));
+                assert!(said["bytes"].as_u64().unwrap() >= BYTES / 2, "{way}: {said}");
+                *rate += said["bits_per_second"].as_f64().unwrap() / TURNS as f64 / 1e6;
+            }
+        }
+        let [monitor, kernel] = rates;
+        println!("{way}: {monitor:.0} Mbit/s, {kernel:.0} by the kernel, {:.2} times", kernel / monitor);
+    }
+    drop(host);
+
+    // An interface that comes while the guest runs is the kernel's, too.
+    let [_, id] = &guests;
+    let monitor = hull.shim_record(id)["vmm_pid"].to_string();
+    ok(&format!("ip link add hull-peer type veth peer name eth1 netns {monitor}"));
+    ok("ip address add 10.99.0.1/24 dev hull-peer");
+    ok("ip link set hull-peer up");
+    ok(&format!("nsenter --net=/proc/{monitor}/ns/net ip address add 10.99.0.2/24 dev eth1"));
+    ok(&format!("nsenter --net=/proc/{monitor}/ns/net ip link set eth1 up"));
+    let addresses = ["exec", id, "cat", "/proc/net/fib_trie"];
+    eventually("the guest has the address", || hull.ok(addresses).contains("10.99.0.2").then_some(()));
+    assert_eq!(kernels_devices(&hull, id), 2);
+    let listener = TcpListener::bind("10.99.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    hull.ok(["exec", id, "bash", "-c", &format!("echo hello >/dev/tcp/10.99.0.1/{port}")]);
+    let mut heard = String::new();
+    listener.accept().unwrap().0.read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "hello\n");
+
+    for (id, before) in guests.iter().zip(&before) {
+        said_nothing_since(&hull, id, before);
+        hull.ok(["rm", "-f", id]);
+    }
+    // The pair went with the pod's namespace.
     hull.left_nothing();
 }

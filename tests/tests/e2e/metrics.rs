@@ -22,7 +22,10 @@ fn a_running_container_is_measured_in_the_guest_and_on_the_host() {
     let id = hull.detached(&["--name", "web", "-m", "64m"], "busybox", &["sh", "-c", script]);
     eventually("the container has begun", || hull.ok(["logs", "web"]).contains("ready").then_some(()));
 
-    let text = hull.ok(["metrics"]);
+    // Who does not answer within a second is missing.
+    let text = eventually("the guest tells of the container", || {
+        Some(hull.ok(["metrics"])).filter(|text| value(text, "hull_container_memory_bytes", &[]).is_some())
+    });
     assert!(text.contains("\nhull_pods 1") && text.contains("\nhull_pods_silent 0"), "{text}");
     let of = |metric: &str, words: &[&str]| {
         let pod = format!("pod=\"{id}\"");

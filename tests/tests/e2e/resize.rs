@@ -2,7 +2,8 @@
 
 use hull_tests::containerd::Containerd;
 use hull_tests::cri::*;
-use hull_tests::hull::{Hull, metric};
+use hull_tests::eventually;
+use hull_tests::hull::metric;
 use hull_tests::kubelet::{Pod, some};
 
 /// Asks for new limits: memory in MiB, processors in percent of one.
@@ -45,8 +46,9 @@ fn a_vm_grows_and_shrinks_with_its_containers_limits() {
     assert!((began + 662..=began + 672).contains(&grown), "{began}, then {grown} MiB");
     let limit = "cat /sys/fs/cgroup/memory.max";
     assert_eq!(pod.says(&web, limit), "1073741824\n");
-    let metrics = Hull::new().ok(["metrics"]);
-    let bound = metric(&metrics, "hull_guest_containers_memory_bytes", &[]).unwrap();
+    let bound = eventually("the guest tells of its memory", || {
+        metric(&containerd.hull(["metrics"]).out, "hull_guest_containers_memory_bytes", &[])
+    });
     assert!(bound >= f64::from(1024 << 20), "all containers may have {bound} bytes");
     // It is there to be used.
     pod.says(&web, "dd if=/dev/zero of=/dev/null bs=800M count=1 2>/dev/null");

@@ -22,7 +22,7 @@ use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
 use crate::virtio::fs::{FileThread, Fs, FsError};
 use crate::virtio::mem::{Mem, MemControl, REGION_ALIGNMENT};
-use crate::virtio::net::Net;
+use crate::virtio::net;
 use crate::virtio::pmem::mapping::ALIGNMENT;
 use crate::virtio::pmem::{FileRegion, Pmem};
 use crate::virtio::vsock::Vsock;
@@ -93,9 +93,9 @@ impl Description {
         self.add(Block::new(config, fds).map_err(|error| invalid(chain(&error)))?)
     }
 
-    /// A network interface. Descriptors: its tap.
+    /// A network interface. Descriptors: its tap, and with vhost the kernel's device.
     pub fn add_network(&mut self, config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<(), Failure> {
-        self.add(Net::new(config, fds).map_err(|error| invalid(chain(&error)))?)
+        self.add_boxed(net::device(config, fds).map_err(|error| invalid(chain(&error)))?)
     }
 
     /// The vsock device. Descriptors: the listener, then one for each port.
@@ -214,6 +214,10 @@ impl Description {
     }
 
     fn add(&mut self, device: impl VirtioDevice + 'static) -> Result<(), Failure> {
+        self.add_boxed(Box::new(device))
+    }
+
+    fn add_boxed(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), Failure> {
         if self.devices.iter().any(|other| other.name() == device.name()) {
             return Err(wrong_state(format!("there is a device {} already", device.name())));
         }
@@ -221,7 +225,7 @@ impl Description {
             let message = format!("a VM has at most {} devices", devices::SLOTS);
             return Err(Failure { code: FailureCode::Resources, message });
         }
-        self.devices.push(Box::new(device));
+        self.devices.push(device);
         Ok(())
     }
 }

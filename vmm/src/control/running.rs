@@ -12,7 +12,7 @@ use crate::event_loop::Watch;
 use crate::machine::Machine;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
-use crate::virtio::net::Net;
+use crate::virtio::net;
 
 /// An answer, and whether the VM goes on.
 type Answer = (Message, ControlFlow<ExitReason>);
@@ -23,13 +23,12 @@ pub fn obey(machine: &Machine, watch: &Watch, request: Request, fds: Vec<OwnedFd
         Request::Stop if fds.is_empty() => return (Message::Done, ControlFlow::Break(ExitReason::Stopped)),
         Request::AddDisk(config) => Block::without_ring(&config, fds)
             .map_err(|error| invalid(chain(&error)))
-            .and_then(|disk| plug(machine, watch, disk)),
-        Request::AddNetwork(config) => Net::new(&config, fds)
+            .and_then(|disk| plug(machine, watch, Box::new(disk))),
+        Request::AddNetwork(config) => net::device(&config, fds)
             .map_err(|error| invalid(chain(&error)))
             .and_then(|net| plug(machine, watch, net)),
-        Request::AddFs(config) => {
-            file_system(&config, fds, machine.file_thread()).and_then(|device| plug(machine, watch, device))
-        }
+        Request::AddFs(config) => file_system(&config, fds, machine.file_thread())
+            .and_then(|device| plug(machine, watch, Box::new(device))),
         other => no_descriptors(&fds).and_then(|()| without_descriptors(machine, watch, other)),
     };
     (result.unwrap_or_else(Message::Failed), ControlFlow::Continue(()))
@@ -44,7 +43,7 @@ fn without_descriptors(machine: &Machine, watch: &Watch, request: Request) -> Re
         Request::PlugHotplugMemory => {
             check_not_paused(machine)?;
             let reserved = || wrong_state("no memory to plug is reserved, or its device is there");
-            plug(machine, watch, *machine.take_reserved().ok_or_else(reserved)?)
+            plug(machine, watch, machine.take_reserved().ok_or_else(reserved)?)
         }
         Request::Pause => pause(machine, watch),
         Request::Resume => resume(machine, watch),
@@ -65,10 +64,10 @@ fn without_descriptors(machine: &Machine, watch: &Watch, request: Request) -> Re
     }
 }
 
-fn plug(machine: &Machine, watch: &Watch, device: impl VirtioDevice + 'static) -> Result<Message, Failure> {
+fn plug(machine: &Machine, watch: &Watch, device: Box<dyn VirtioDevice>) -> Result<Message, Failure> {
     check_not_paused(machine)?;
     let name = device.name().to_owned();
-    let slot = machine.plug(Box::new(device)).map_err(|error| slot_failure(&error))?;
+    let slot = machine.plug(device).map_err(|error| slot_failure(&error))?;
     let watched = machine.devices().with(slot, |device| watch.add_device(slot, device));
     if let Some(Err(error)) = watched {
         machine.unplug(&name, Unplug::Forced).map_err(|error| slot_failure(&error))?;

@@ -15,6 +15,7 @@ mod never;
 mod tap;
 mod uring;
 mod vcpu;
+mod vhost;
 
 pub use never::NEVER;
 
@@ -52,8 +53,18 @@ impl Role {
                 hotplug::RULES,
                 tap::RULES,
                 uring::RULES,
+                vhost::PREPARE,
+                vhost::STOP,
             ],
-            Self::Vcpu => &[every_thread::RULES, device::RULES, tap::RULES, uring::RULES, vcpu::RULES],
+            Self::Vcpu => &[
+                every_thread::RULES,
+                device::RULES,
+                tap::RULES,
+                uring::RULES,
+                vcpu::RULES,
+                vhost::START,
+                vhost::STOP,
+            ],
             Self::Files => &[every_thread::RULES, files::RULES],
             Self::Broker => &[every_thread::RULES, broker::RULES],
         }
@@ -178,6 +189,31 @@ mod tests {
         let broker = Role::Broker.rules().map(|rule| rule.call);
         let denied_elsewhere = broker.filter(|call| NEVER.contains(call) || settled.contains(call));
         assert_eq!(denied_elsewhere.collect::<Vec<_>>(), names);
+    }
+
+    #[test]
+    fn nothing_but_what_an_interface_needs_is_asked_of_vhost() {
+        // VHOST_RESET_OWNER, SET_LOG_BASE, SET_LOG_FD, NEW_WORKER, FREE_WORKER, ATTACH_VRING_WORKER, SET_VRING_ENDIAN.
+        let others = [0xaf02, 0x4008_af04, 0x4004_af07, 0x8004_af08, 0x4004_af09, 0x4008_af15, 0x4008_af13]
+            .map(Test::Is);
+        for role in Role::ALL {
+            let of_vhost = |rule: &&Rule| {
+                rule.when.iter().any(|argument| {
+                    argument.index == 1
+                        && matches!(argument.test, Test::Is(number) if number >> 8 & 0xff == 0xaf)
+                })
+            };
+            let count = role.rules().filter(|rule| rule.call == libc::SYS_ioctl).filter(of_vhost).count();
+            let expected = match role {
+                Role::EventLoop => 4,
+                Role::Vcpu => 8,
+                Role::Files | Role::Broker => 0,
+            };
+            assert_eq!(count, expected, "{role:?}");
+            for rule in role.rules().filter(|rule| rule.call == libc::SYS_ioctl) {
+                assert!(!rule.when.iter().any(|argument| others.contains(&argument.test)), "{rule:?}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, RunningQueue};
+use super::vhost::VhostError;
 
 /// A virtio device behind a transport. All calls come one at a time; none may block for long or panic, whatever the
 /// guest wrote.
@@ -47,6 +48,16 @@ pub trait VirtioDevice: Send {
         Ok(Quiet::Yes)
     }
 
+    /// The end of a [`quiesce`](Self::quiesce) after which the device stays: what moves by itself moves again.
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Who hears the driver's notifications, the same for all of the device's life.
+    fn listener(&self) -> Listener {
+        Listener::Device
+    }
+
     /// The driver has made buffers available in the queue (§2.9), or may have. On an error the transport sets
     /// `DEVICE_NEEDS_RESET`.
     fn queue_notified(&mut self, queue: usize) -> Result<(), DeviceError>;
@@ -70,6 +81,15 @@ pub trait VirtioDevice: Send {
     fn bytes_moved(&self) -> (u64, u64) {
         (0, 0)
     }
+}
+
+/// Who hears notifications.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// The device, by [`VirtioDevice::queue_notified`].
+    Device,
+    /// The host's kernel, by the queues' own events, which nobody else may read.
+    Kernel,
 }
 
 /// Whether a device has become quiet.
@@ -107,6 +127,12 @@ pub enum DeviceError {
     /// The driver left a queue unused that the device cannot do without.
     #[error("queue {0} is missing")]
     MissingQueue(usize),
+    /// The driver broke the rules of a queue that the host's kernel serves, or what is behind the queue is gone.
+    #[error("the kernel has given up a queue")]
+    Kernel,
+    /// The host's kernel does not serve the device.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
     /// The host failed in a way that is not the guest's doing.
     #[error("the host failed")]
     Host(#[from] std::io::Error),

@@ -20,6 +20,8 @@ pub struct Interrupt {
 #[derive(Debug)]
 struct Line {
     status: AtomicU32,
+    /// Bits that read as set whatever was acknowledged.
+    standing: AtomicU32,
     event: EventFd,
     raised: AtomicU64,
 }
@@ -27,7 +29,8 @@ struct Line {
 impl Interrupt {
     /// An idle line that signals `event`, an irqfd of an edge-triggered interrupt.
     pub fn new(event: EventFd) -> Self {
-        Self { line: Arc::new(Line { status: AtomicU32::new(0), event, raised: AtomicU64::new(0) }) }
+        let (status, standing, raised) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU64::new(0));
+        Self { line: Arc::new(Line { status, standing, event, raised }) }
     }
 
     /// Sets bits of `InterruptStatus` and interrupts the guest.
@@ -44,7 +47,14 @@ impl Interrupt {
 
     /// The `InterruptStatus` register.
     pub fn status(&self) -> u32 {
-        self.line.status.load(Ordering::SeqCst)
+        self.line.status.load(Ordering::SeqCst) | self.line.standing.load(Ordering::SeqCst)
+    }
+
+    /// Which bits always read as set: those for which somebody who cannot set them signals the [`event`](Self::event). The
+    /// line is edge-triggered, so that nothing is raised again by them, and a driver that is called for nothing finds its
+    /// rings as they were.
+    pub fn set_standing(&self, bits: u32) {
+        self.line.standing.store(bits, Ordering::SeqCst);
     }
 
     /// The `InterruptACK` register: clears the given bits.

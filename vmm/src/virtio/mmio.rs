@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hull_protocol::vmm::DeviceStats;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::{Activated, DeviceError, Quiet, VirtioDevice};
+use super::device::{Activated, DeviceError, Listener, Quiet, VirtioDevice};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, QueueSetup, RunningQueue};
 use crate::memory::GuestMemory;
@@ -32,7 +32,7 @@ pub const WINDOW_SIZE: u64 = 0x1000;
 pub const QUEUE_NOTIFY: u64 = 0x50;
 
 /// What the transport and the queues offer for every device.
-const TRANSPORT_FEATURES: u64 = FEATURE_VERSION_1 | FEATURE_INDIRECT | FEATURE_EVENT_IDX;
+pub const TRANSPORT_FEATURES: u64 = FEATURE_VERSION_1 | FEATURE_INDIRECT | FEATURE_EVENT_IDX;
 
 /// Failures that are worth a warning; those after them are the guest's hobby.
 const FAILURES_LOGGED: u64 = 8;
@@ -142,6 +142,15 @@ impl MmioTransport {
         &self.queue_events
     }
 
+    /// Those of [`queue_events`](Self::queue_events) that are to be watched for input, and read before
+    /// [`queue_event`](Self::queue_event): all or none.
+    pub fn watched_queue_events(&self) -> &[EventFd] {
+        match self.device.listener() {
+            Listener::Device => &self.queue_events,
+            Listener::Kernel => &[],
+        }
+    }
+
     /// Further descriptors to watch for input, level-triggered; fixed for the transport's life.
     pub fn poll_fds(&self) -> Vec<RawFd> {
         self.device.poll_fds()
@@ -174,6 +183,12 @@ impl MmioTransport {
                 Quiet::Yes
             }
         }
+    }
+
+    /// Undoes [`quiesce`](Self::quiesce).
+    pub fn resume(&mut self) {
+        let result = self.device.resume();
+        self.check(result);
     }
 
     /// Whether a driver has taken the device and not yet let go of it.

@@ -4,31 +4,38 @@
 //! through as they are, as far as driver and kernel have agreed on it. Nothing here waits: the tap is watched
 //! edge-triggered, and [`rx`] and [`tx`] remember what they could not do yet. Where there are limits, each way has its
 //! own, and an alarm; what the limits hold up to the guest waits in the tap, which drops what it has no room for.
+//!
+//! [`vhost`] is the same interface where the host's kernel moves the frames.
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Instant;
 
-use hull_protocol::vmm::{NetworkConfig, RateLimits};
+use hull_protocol::vmm::{NetworkBackend, NetworkConfig, RateLimits};
 
-use super::device::{Activated, DeviceError, VirtioDevice, copy_config};
+use super::device::{Activated, DeviceError, VirtioDevice};
 use super::interrupt::{CONFIGURATION_CHANGE, Interrupt};
 use super::queue::RunningQueue;
+use super::vhost::VhostError;
 use crate::rate_limiter::{Clock, Throttle};
 
 mod header;
+mod interface;
 mod offload;
 mod rx;
 mod tap;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod vhost;
 
+use interface::{Interface, Link, MTU_MIN, NAME_MAX};
 use offload::{Direction, Offloads};
 use rx::Receiver;
 pub use tap::TapError;
 use tap::{Readiness, Tap};
 use tx::Transmitter;
+pub use vhost::VhostNet;
 
 /// Virtio device id (§5.1.1).
 const DEVICE_TYPE: u32 = 1;
@@ -42,37 +49,14 @@ const FEATURE_MAC: u64 = 1 << 5;
 const FEATURE_MRG_RXBUF: u64 = 1 << 15;
 const FEATURE_STATUS: u64 = 1 << 16;
 
-/// The longest name of a network.
-const NAME_MAX: usize = 20;
-/// The least MTU (RFC 791).
-const MTU_MIN: u16 = 68;
-
-/// `virtio_net_config` up to the MTU (§5.1.4).
-const CONFIG_LENGTH: usize = 12;
-const CONFIG_STATUS: usize = 6;
-const CONFIG_MTU: usize = 10;
-/// `VIRTIO_NET_S_LINK_UP`.
-const LINK_UP: u16 = 1;
-
 /// A network interface.
 #[derive(Debug)]
 pub struct Net {
-    name: String,
-    mac: [u8; 6],
-    mtu: u16,
+    interface: Interface,
     tap: Tap,
-    link: Link,
     receiver: Receiver,
     transmitter: Transmitter,
     running: Option<Running>,
-}
-
-/// Whether there is a tap at the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    Up,
-    /// It was deleted; nothing brings it back.
-    Down,
 }
 
 #[derive(Debug)]
@@ -110,6 +94,20 @@ pub enum NetError {
     /// Not exactly one descriptor.
     #[error("a network takes one file descriptor, its tap, but came with {0}")]
     DescriptorCount(usize),
+    /// Not exactly two descriptors.
+    #[error("a network with vhost takes two file descriptors, its tap and /dev/vhost-net, but came with {0}")]
+    VhostDescriptorCount(usize),
+    /// Nobody would hold the frames up.
+    #[error("network {0} has limits, which vhost does not know")]
+    VhostLimits(String),
+    /// The kernel does not serve it.
+    #[error("the kernel cannot serve network {name}")]
+    Vhost {
+        /// The network.
+        name: String,
+        /// Why.
+        source: VhostError,
+    },
     /// Not 1 to 20 letters, digits, dots, dashes and underscores.
     #[error("the network name {0:?} is not 1 to {NAME_MAX} letters, digits, '.', '-' or '_'")]
     Name(String),
@@ -152,13 +150,21 @@ enum Source {
     FromGuest,
 }
 
+/// The device for an interface, of the kind that its configuration asks for.
+pub fn device(config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<Box<dyn VirtioDevice>, NetError> {
+    Ok(match config.backend {
+        NetworkBackend::Userspace => Box::new(Net::new(config, fds)?),
+        NetworkBackend::Vhost => Box::new(VhostNet::new(config, fds)?),
+    })
+}
+
 impl Net {
     /// An interface whose other end is a tap: `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`. It becomes non-blocking.
     pub fn new(config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<Self, NetError> {
         let count = fds.len();
         let Ok([tap]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(NetError::DescriptorCount(count)) };
-        let name = check(config)?;
-        let tap = Tap::new(tap).map_err(|source| NetError::Tap { name: name.to_owned(), source })?;
+        Interface::new(config)?;
+        let tap = Tap::new(tap).map_err(|source| NetError::Tap { name: config.name.clone(), source })?;
         Self::over(config, tap, || Box::new(Instant::now))
     }
 
@@ -175,11 +181,8 @@ impl Net {
                 .map_err(|source| NetError::Limits { name: config.name.clone(), source })
         };
         Ok(Self {
-            name: format!("net-{}", config.name),
-            mac: config.mac,
-            mtu: config.mtu,
+            interface: Interface::new(config)?,
             tap,
-            link: Link::Up,
             receiver: Receiver::new(throttle(&config.limits.to_guest)?),
             transmitter: Transmitter::new(throttle(&config.limits.from_guest)?),
             running: None,
@@ -206,21 +209,9 @@ impl Net {
         Ok(())
     }
 
-    fn config_space(&self) -> [u8; CONFIG_LENGTH] {
-        let mut config = [0; CONFIG_LENGTH];
-        config[..6].copy_from_slice(&self.mac);
-        let status = match self.link {
-            Link::Up => LINK_UP,
-            Link::Down => 0,
-        };
-        config[CONFIG_STATUS..CONFIG_STATUS + 2].copy_from_slice(&status.to_le_bytes());
-        config[CONFIG_MTU..].copy_from_slice(&self.mtu.to_le_bytes());
-        config
-    }
-
     fn receive(&mut self) -> Result<(), DeviceError> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        match self.link {
+        match self.interface.link {
             Link::Down => Ok(()),
             Link::Up => match self.receiver.fill(&mut running.rx, &self.tap, running.agreed)? {
                 Some(Gone) => self.pull_cable(),
@@ -231,7 +222,7 @@ impl Net {
 
     fn transmit(&mut self) -> Result<(), DeviceError> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        let tap = match self.link {
+        let tap = match self.interface.link {
             Link::Up => Some(&self.tap),
             Link::Down => None,
         };
@@ -243,8 +234,8 @@ impl Net {
 
     /// The tap is gone: the driver sees its cable pulled, and what it sends, or has queued to be sent, is lost.
     fn pull_cable(&mut self) -> Result<(), DeviceError> {
-        log::warn!("{}: the tap is gone", self.name);
-        self.link = Link::Down;
+        log::warn!("{}: the tap is gone", self.interface.name);
+        self.interface.link = Link::Down;
         self.tap.forget();
         self.transmitter.reset();
         if let Some(running) = &self.running {
@@ -254,24 +245,9 @@ impl Net {
     }
 }
 
-fn check(config: &NetworkConfig) -> Result<&str, NetError> {
-    let name = config.name.as_str();
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if name.is_empty() || name.len() > NAME_MAX || !name.bytes().all(plain) {
-        return Err(NetError::Name(name.into()));
-    }
-    if config.mac[0] & 1 != 0 || config.mac == [0; 6] {
-        return Err(NetError::Mac(name.into()));
-    }
-    if config.mtu < MTU_MIN {
-        return Err(NetError::Mtu { name: name.into(), mtu: config.mtu });
-    }
-    Ok(name)
-}
-
 impl VirtioDevice for Net {
     fn name(&self) -> &str {
-        &self.name
+        &self.interface.name
     }
 
     fn device_type(&self) -> u32 {
@@ -284,22 +260,16 @@ impl VirtioDevice for Net {
 
     fn features(&self) -> u64 {
         let plain = FEATURE_MTU | FEATURE_MAC | FEATURE_MRG_RXBUF | FEATURE_STATUS;
-        plain
-            | self.tap.offloads().features(Direction::ToGuest)
-            | self.tap.offloads().features(Direction::FromGuest)
+        let offloads = self.tap.attached().offloads();
+        plain | offloads.features(Direction::ToGuest) | offloads.features(Direction::FromGuest)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config_space();
-        copy_config(&config, offset, data);
+        self.interface.read(offset, data);
     }
 
     fn config_generation(&self) -> u32 {
-        // The link changes once.
-        match self.link {
-            Link::Up => 0,
-            Link::Down => 1,
-        }
+        self.interface.generation()
     }
 
     fn activate(&mut self, activated: Activated) {
@@ -310,10 +280,10 @@ impl VirtioDevice for Net {
             buffers: if features & FEATURE_MRG_RXBUF != 0 { Buffers::Mergeable } else { Buffers::Single },
         };
         // Where that fails, frames the driver cannot take are dropped one by one.
-        if self.link == Link::Up
-            && let Err(error) = self.tap.set_offloads(agreed.to_guest)
+        if self.interface.link == Link::Up
+            && let Err(error) = self.tap.attached().set_offloads(agreed.to_guest)
         {
-            log::warn!("{}: cannot agree with the tap on offloads: {error}", self.name);
+            log::warn!("{}: cannot agree with the tap on offloads: {error}", self.interface.name);
         }
         let mut queues = activated.queues.into_iter();
         let (rx, tx) = (queues.next().flatten(), queues.next().flatten());

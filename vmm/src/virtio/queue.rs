@@ -63,6 +63,27 @@ impl QueueSetup {
     }
 }
 
+/// Where a queue's parts are in guest memory; all of it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Entries of each part.
+    pub size: u16,
+    /// The descriptor table.
+    pub descriptors: GuestAddress,
+    /// The available ring.
+    pub available: GuestAddress,
+    /// The used ring.
+    pub used: GuestAddress,
+}
+
+impl Placement {
+    /// Bytes of the three parts (§2.7), the words of `VIRTIO_F_EVENT_IDX` included.
+    pub fn lengths(&self) -> [usize; 3] {
+        let size = usize::from(self.size);
+        [16 * size, 6 + 2 * size, 6 + 8 * size]
+    }
+}
+
 /// How a driver broke a queue.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
@@ -120,6 +141,26 @@ impl RunningQueue {
         let indirect = if features & FEATURE_INDIRECT != 0 { Indirect::Allowed } else { Indirect::Refused };
         let table = Table { address: GuestAddress(setup.descriptors), size, indirect };
         Ok(Self { ring, table, memory, interrupt, notification, announced: 0 })
+    }
+
+    /// Where its parts are, for whoever serves it in our place.
+    pub fn placement(&self) -> Placement {
+        Placement {
+            size: self.table.size,
+            descriptors: self.table.address,
+            available: GuestAddress(self.ring.avail_ring()),
+            used: GuestAddress(self.ring.used_ring()),
+        }
+    }
+
+    /// The memory that it is in.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What the driver notifies by.
+    pub fn notification(&self) -> &EventFd {
+        &self.notification
     }
 
     /// The queue's size.

@@ -391,7 +391,8 @@ impl Driver {
     /// One round of an event loop: waits at most `timeout` for something to do and does all of it. Answers whether
     /// there was anything.
     pub fn turn(&mut self, timeout: PollTimeout) -> bool {
-        let queue_fds: Vec<RawFd> = self.transport.queue_events().iter().map(AsRawFd::as_raw_fd).collect();
+        let queue_fds: Vec<RawFd> =
+            self.transport.watched_queue_events().iter().map(AsRawFd::as_raw_fd).collect();
         let device_fds = self.transport.poll_fds();
         let ready: Vec<bool> = {
             let all = queue_fds.iter().chain(&device_fds);

@@ -4,10 +4,15 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use super::{Error, Place, build, executable, fixtures, packages, run as finish, say};
+use super::{
+    Error, Place, build, executable, fixtures, library_tests, packages, run as finish, say, with_artifacts,
+    with_vhost,
+};
 
 /// Containers from one agent.
 const ROUNDS: u32 = 10_000;
+/// The shim's test of devices.
+pub(super) const PLUG: &str = "pod::hotplug::soak::a_day_of_devices_in_a_real_guest";
 /// How long a part may take.
 const SECONDS: u32 = 12 * 60 * 60;
 
@@ -16,6 +21,8 @@ const SECONDS: u32 = 12 * 60 * 60;
 pub enum Part {
     /// Containers from one agent.
     Agent,
+    /// Containers in one real guest.
+    Guest,
     /// Pods.
     Pods,
     /// Execs in one pod.
@@ -24,13 +31,15 @@ pub enum Part {
     Trues,
     /// Output, a hundred megabytes at a time.
     Output,
+    /// Devices that come and go in a guest, once a minute for a day.
+    Plug,
 }
 
 impl Part {
-    /// The end-to-end test that it is; the agent's is none.
+    /// The end-to-end test that it is; those of the agent, of one guest and of devices are none.
     fn test(self) -> Option<&'static str> {
         match self {
-            Self::Agent => None,
+            Self::Agent | Self::Guest | Self::Plug => None,
             Self::Pods => Some("soak::a_thousand_pods_twenty_at_a_time"),
             Self::Execs => Some("soak::a_thousand_execs_in_one_pod"),
             Self::Trues => Some("soak::a_thousand_trues_and_their_events"),
@@ -48,6 +57,8 @@ pub fn run(only: &[Part], percent: u32, at_once: u32) -> Result<ExitCode, Error>
     for part in parts {
         say(&format!("soak: {part:?}"));
         match part.test() {
+            None if *part == Part::Plug => plug(percent)?,
+            None if *part == Part::Guest => guest(percent)?,
             None => agent(percent)?,
             Some(test) => {
                 let mut host = Place::find()?.beside_a_registry(SECONDS, "6144");
@@ -67,4 +78,23 @@ fn agent(percent: u32) -> Result<(), Error> {
     host.env("HULL_ROUNDS", (ROUNDS / 100 * percent).to_string());
     host.env("HULL_AGENT", build::target().join("release/hull-agent"));
     finish(host.arg(binary).arg("--nocapture"))
+}
+
+/// Containers one after the other, in one microVM, by the shim's own test.
+fn guest(percent: u32) -> Result<(), Error> {
+    const TEST: &str = "pod::rounds::containers_come_and_go_in_a_real_guest";
+    let tests = library_tests("shim", "hull_shim")?;
+    let mut host = Place::find()?.host(SECONDS, "2048");
+    host.env("HULL_ROUNDS", (ROUNDS / 100 * percent).to_string());
+    finish(with_artifacts(&mut host).arg(tests).args(["--ignored", "--nocapture", "--exact", TEST]))
+}
+
+/// Devices in one guest, by the shim's own test.
+fn plug(percent: u32) -> Result<(), Error> {
+    let tests = library_tests("shim", "hull_shim")?;
+    let place = Place::find()?;
+    let mut host = place.host(SECONDS, "2048");
+    host.env("HULL_SOAK", percent.to_string());
+    with_vhost(place, with_artifacts(&mut host));
+    finish(host.arg(tests).args(["--ignored", "--nocapture", "--exact", PLUG]))
 }

@@ -14,6 +14,9 @@ use super::RootfsError;
 /// Blocks of a disk.
 pub const BLOCK: u64 = 4096;
 
+/// Sectors, of which every disk consists (virtio 1.3 §5.2).
+const SECTOR: u64 = 512;
+
 /// A disk with its open files.
 #[derive(Debug)]
 pub struct Disk {
@@ -37,9 +40,23 @@ impl Disk {
             extents.push(DiskExtent { offset: 0, length });
             fds.push(file.into());
         }
+        Ok(Self::new(serial, access, extents, fds))
+    }
+
+    /// A block device that is open.
+    pub fn of_device(serial: &str, access: DiskAccess, mut device: File) -> io::Result<Self> {
+        let length = device.seek(SeekFrom::End(0))?;
+        if length == 0 || length % SECTOR != 0 {
+            return Err(io::Error::other(format!("it is empty, or has odd sectors: {length} bytes")));
+        }
+        let extents = vec![DiskExtent { offset: 0, length }];
+        Ok(Self::new(serial, access, extents, vec![device.into()]))
+    }
+
+    fn new(serial: &str, access: DiskAccess, extents: Vec<DiskExtent>, fds: Vec<OwnedFd>) -> Self {
         let (discard, limits) = (DiskDiscard::On, RateLimits::default());
         let config = DiskConfig { serial: serial.to_owned(), access, extents, discard, limits };
-        Ok(Self { config, fds })
+        Self { config, fds }
     }
 
     /// The same, no faster than this.

@@ -29,12 +29,18 @@ pub enum TapError {
     Io(#[from] io::Error),
 }
 
-/// A tap with an interface. Non-blocking.
+/// A tap with an interface.
+#[derive(Debug)]
+pub struct Attached {
+    fd: OwnedFd,
+    offloads: Offloads,
+}
+
+/// One whose frames are moved here. Non-blocking.
 #[derive(Debug)]
 pub struct Tap {
-    fd: OwnedFd,
+    tap: Attached,
     epoll: Epoll,
-    offloads: Offloads,
 }
 
 /// What has changed since it was last asked.
@@ -59,7 +65,7 @@ pub enum Transfer {
     Gone,
 }
 
-impl Tap {
+impl Attached {
     /// Takes an attached tap and finds out what its kernel can do.
     pub fn new(fd: OwnedFd) -> Result<Self, TapError> {
         let flags = interface_flags(&fd).map_err(TapError::NotATap)?;
@@ -69,22 +75,13 @@ impl Tap {
         let size = libc::c_int::try_from(HEADER_LENGTH).unwrap_or(0);
         // SAFETY: the request reads one int, which lives through the call.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })?;
-        let mut tap = Self::watched(fd, Offloads::all())?;
+        let mut tap = Self { fd, offloads: Offloads::all() };
         // Kernels before 6.2 do not know UDP segmentation, and say so.
         if tap.set_offloads(Offloads::all()).is_err() {
             tap.offloads = Offloads::all() - Offloads::UDP;
         }
         tap.set_offloads(Offloads::empty())?;
         Ok(tap)
-    }
-
-    fn watched(fd: OwnedFd, offloads: Offloads) -> Result<Self, TapError> {
-        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).map_err(io::Error::from)?);
-        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(io::Error::from)?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
-        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        epoll.add(&fd, EpollEvent::new(events, 0)).map_err(io::Error::from)?;
-        Ok(Self { fd, epoll, offloads })
     }
 
     /// What the kernel can be asked to do, and to leave undone.
@@ -97,6 +94,32 @@ impl Tap {
         let flags = libc::c_ulong::from(offloads.tap_flags());
         // SAFETY: the request takes its argument by value.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, flags) })
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+}
+
+impl Tap {
+    /// Takes an attached tap.
+    pub fn new(fd: OwnedFd) -> Result<Self, TapError> {
+        Ok(Self::watched(Attached::new(fd)?)?)
+    }
+
+    fn watched(tap: Attached) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(&tap.fd, FcntlArg::F_GETFL)?);
+        fcntl(&tap.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        epoll.add(&tap.fd, EpollEvent::new(events, 0))?;
+        Ok(Self { tap, epoll })
+    }
+
+    /// What its kernel does of a frame's work.
+    pub fn attached(&self) -> &Attached {
+        &self.tap
     }
 
     /// The descriptor to watch, level-triggered; after it was ready, [`poll`](Self::poll) says for what.
@@ -121,7 +144,7 @@ impl Tap {
 
     /// Stops watching a tap that is gone: it would be ready for ever.
     pub fn forget(&self) {
-        if let Err(error) = self.epoll.delete(&self.fd) {
+        if let Err(error) = self.epoll.delete(&self.tap.fd) {
             log::error!("cannot stop watching a tap: {error}");
         }
     }
@@ -129,7 +152,7 @@ impl Tap {
     /// Reads a frame with its header. One that is longer than the buffer is cut to the buffer's length.
     pub fn read(&self, frame: &mut [u8]) -> Transfer {
         loop {
-            match nix::unistd::read(&self.fd, frame) {
+            match nix::unistd::read(&self.tap.fd, frame) {
                 // No frame is empty: the end of what is not a tap.
                 Ok(0) => return Transfer::Gone,
                 Ok(length) => return Transfer::Frame(length),
@@ -145,11 +168,11 @@ impl Tap {
 
     /// Writes a frame straight from guest memory, after a header of ours.
     pub fn write(&self, header: &[u8; HEADER_LENGTH], frame: Segments<'_, '_>) -> Transfer {
-        let result = frame.write_after(header, self.fd.as_fd()).unwrap_or_else(|| {
+        let result = frame.write_after(header, self.tap.fd.as_fd()).unwrap_or_else(|| {
             // In more pieces than one call takes, which no driver does for speed.
             let mut whole = vec![0; frame.len()];
             frame.copy_to(&mut whole);
-            Ok(writev(&self.fd, &[IoSlice::new(header), IoSlice::new(&whole)])?)
+            Ok(writev(&self.tap.fd, &[IoSlice::new(header), IoSlice::new(&whole)])?)
         });
         match result {
             Ok(length) => Transfer::Frame(length),
@@ -182,6 +205,6 @@ impl Tap {
     /// A socket that keeps frames apart, in place of a tap.
     #[allow(clippy::unwrap_used, reason = "tests only")]
     pub fn stand_in(socket: OwnedFd) -> Self {
-        Self::watched(socket, Offloads::all()).unwrap()
+        Self::watched(Attached { fd: socket, offloads: Offloads::all() }).unwrap()
     }
 }

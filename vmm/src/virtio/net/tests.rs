@@ -2,7 +2,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use hull_protocol::vmm::NetworkLimits;
+use hull_protocol::vmm::{NetworkBackend, NetworkLimits};
 use nix::errno::Errno;
 use nix::poll::PollTimeout;
 use nix::sys::socket::{
@@ -17,6 +17,7 @@ use crate::virtio::testing::*;
 mod flood;
 mod limits;
 mod real_tap;
+mod vhost;
 
 const MEMORY: usize = 0x40_0000;
 const PLAIN: [u8; HEADER_LENGTH] = [0; HEADER_LENGTH];
@@ -27,7 +28,8 @@ const SINGLE: u64 = !FEATURE_MRG_RXBUF;
 
 fn config() -> NetworkConfig {
     let limits = NetworkLimits::default();
-    NetworkConfig { name: "eth0".into(), mac: [2, 0x48, 0x55, 0x4c, 0x4c, 1], mtu: 1500, limits }
+    let backend = NetworkBackend::Userspace;
+    NetworkConfig { name: "eth0".into(), mac: [2, 0x48, 0x55, 0x4c, 0x4c, 1], mtu: 1500, limits, backend }
 }
 
 /// The other end of the tap.

@@ -8,11 +8,11 @@ use nix::sched::{CloneFlags, unshare};
 use super::*;
 
 /// The tap's interface in the kernel, reached by a packet socket.
-struct Interface {
+pub(super) struct Interface {
     packets: OwnedFd,
 }
 
-fn tap_flags() -> libc::c_int {
+pub(super) fn tap_flags() -> libc::c_int {
     libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR
 }
 
@@ -32,7 +32,7 @@ fn ioctl(fd: &impl AsRawFd, what: libc::c_ulong, request: &mut libc::ifreq) {
 }
 
 /// A tap in a fresh namespace of this thread.
-fn tap(flags: libc::c_int) -> OwnedFd {
+pub(super) fn tap(flags: libc::c_int) -> OwnedFd {
     unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
     let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
     let mut create = request("tap0");
@@ -43,7 +43,7 @@ fn tap(flags: libc::c_int) -> OwnedFd {
 
 impl Interface {
     /// Brings `tap0` up.
-    fn up() -> Self {
+    pub(super) fn up() -> Self {
         let all = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
         // SAFETY: creates a descriptor, which is checked.
         let raw =
@@ -70,12 +70,12 @@ impl Interface {
         Self { packets }
     }
 
-    fn send(&self, frame: &[u8]) {
+    pub(super) fn send(&self, frame: &[u8]) {
         assert_eq!(send(self.packets.as_raw_fd(), frame, MsgFlags::empty()), Ok(frame.len()));
     }
 
     /// The next frame of our own protocol.
-    fn receive(&self) -> Vec<u8> {
+    pub(super) fn receive(&self) -> Vec<u8> {
         let mut bytes = vec![0; 2 * FRAME_MAX];
         loop {
             let length = recv(self.packets.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap();
@@ -87,17 +87,17 @@ impl Interface {
 }
 
 /// A frame of a protocol for experiments (IEEE 802), with a number.
-fn numbered(number: u32, length: usize) -> Vec<u8> {
+pub(super) fn numbered(number: u32, length: usize) -> Vec<u8> {
     let header = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9, 0x88, 0xb5];
     [&header[..], &number.to_le_bytes(), &frame(0, length)].concat()
 }
 
-fn is_ours(frame: &[u8]) -> bool {
+pub(super) fn is_ours(frame: &[u8]) -> bool {
     frame.get(12..14) == Some(&[0x88, 0xb5])
 }
 
 /// Runs on a thread of its own, so that the namespace is of this test only.
-fn on_a_thread(test: fn()) {
+pub(super) fn on_a_thread(test: fn()) {
     std::thread::spawn(test).join().unwrap();
 }
 
@@ -180,7 +180,7 @@ fn a_tap_that_is_down_or_deleted_does_not_hurt() {
 }
 
 /// `ip link delete tap0`
-fn delete_link(interface: &Interface) {
+pub(super) fn delete_link(interface: &Interface) {
     let mut index = request("tap0");
     ioctl(&interface.packets, libc::SIOCGIFINDEX, &mut index);
     // SAFETY: the kernel has filled it.
