@@ -33,7 +33,7 @@ use interface::{Interface, Link, MTU_MIN, NAME_MAX};
 use offload::{Direction, Offloads};
 use rx::Receiver;
 pub use tap::TapError;
-use tap::{Readiness, Tap};
+use tap::{Attached, Readiness, Tap};
 use tx::Transmitter;
 pub use vhost::VhostNet;
 
@@ -245,6 +245,13 @@ impl Net {
     }
 }
 
+/// What is offered to the driver of an interface over this tap, whoever moves its frames.
+fn features_over(tap: &Attached) -> u64 {
+    let plain = FEATURE_MTU | FEATURE_MAC | FEATURE_MRG_RXBUF | FEATURE_STATUS;
+    let offloads = tap.offloads();
+    plain | offloads.features(Direction::ToGuest) | offloads.features(Direction::FromGuest)
+}
+
 impl VirtioDevice for Net {
     fn name(&self) -> &str {
         &self.interface.name
@@ -259,9 +266,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let plain = FEATURE_MTU | FEATURE_MAC | FEATURE_MRG_RXBUF | FEATURE_STATUS;
-        let offloads = self.tap.attached().offloads();
-        plain | offloads.features(Direction::ToGuest) | offloads.features(Direction::FromGuest)
+        features_over(self.tap.attached())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

@@ -1,8 +1,7 @@
 //! vhost: the host's kernel serves a device's queues by itself. This is its interface, as far as a network device needs it.
 //!
 //! `/dev/vhost-net` is opened by somebody else. The kernel gets at guest memory through the process that becomes the device's
-//! owner, with that process's rights and no others. Requests are numbers of the kernel's own (`linux/vhost.h`); which thread
-//! may make which is in [`filters`](crate::jail::filters).
+//! owner, with that process's rights and no others. Which thread may make which of the [`requests`] is in [`filters`](crate::jail::filters).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -13,29 +12,33 @@ use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_
 
 use super::queue::RunningQueue;
 use crate::memory::GuestMemory;
+use requests::*;
 
-/// `VHOST_GET_FEATURES`
-const GET_FEATURES: libc::c_ulong = 0x8008_af00;
-/// `VHOST_SET_FEATURES`
-const SET_FEATURES: libc::c_ulong = 0x4008_af00;
-/// `VHOST_SET_OWNER`
-const SET_OWNER: libc::c_ulong = 0xaf01;
-/// `VHOST_SET_MEM_TABLE`
-const SET_MEM_TABLE: libc::c_ulong = 0x4008_af03;
-/// `VHOST_SET_VRING_NUM`
-const SET_VRING_NUM: libc::c_ulong = 0x4008_af10;
-/// `VHOST_SET_VRING_ADDR`
-const SET_VRING_ADDR: libc::c_ulong = 0x4028_af11;
-/// `VHOST_SET_VRING_BASE`
-const SET_VRING_BASE: libc::c_ulong = 0x4008_af12;
-/// `VHOST_SET_VRING_KICK`
-const SET_VRING_KICK: libc::c_ulong = 0x4008_af20;
-/// `VHOST_SET_VRING_CALL`
-const SET_VRING_CALL: libc::c_ulong = 0x4008_af21;
-/// `VHOST_SET_VRING_ERR`
-const SET_VRING_ERR: libc::c_ulong = 0x4008_af22;
-/// `VHOST_NET_SET_BACKEND`
-const NET_SET_BACKEND: libc::c_ulong = 0x4008_af30;
+/// The requests (`linux/vhost.h`), for the device and for the filters of who may make them.
+pub mod requests {
+    /// `VHOST_GET_FEATURES`, `_IOR(0xaf, 0x00, u64)`.
+    pub const GET_FEATURES: u32 = 0x8008_af00;
+    /// `VHOST_SET_FEATURES`, `_IOW(0xaf, 0x00, u64)`.
+    pub const SET_FEATURES: u32 = 0x4008_af00;
+    /// `VHOST_SET_OWNER`, `_IO(0xaf, 0x01)`.
+    pub const SET_OWNER: u32 = 0xaf01;
+    /// `VHOST_SET_MEM_TABLE`, `_IOW(0xaf, 0x03, struct vhost_memory)`.
+    pub const SET_MEM_TABLE: u32 = 0x4008_af03;
+    /// `VHOST_SET_VRING_NUM`, `_IOW(0xaf, 0x10, struct vhost_vring_state)`.
+    pub const SET_VRING_NUM: u32 = 0x4008_af10;
+    /// `VHOST_SET_VRING_ADDR`, `_IOW(0xaf, 0x11, struct vhost_vring_addr)`.
+    pub const SET_VRING_ADDR: u32 = 0x4028_af11;
+    /// `VHOST_SET_VRING_BASE`, `_IOW(0xaf, 0x12, struct vhost_vring_state)`.
+    pub const SET_VRING_BASE: u32 = 0x4008_af12;
+    /// `VHOST_SET_VRING_KICK`, `_IOW(0xaf, 0x20, struct vhost_vring_file)`.
+    pub const SET_VRING_KICK: u32 = 0x4008_af20;
+    /// `VHOST_SET_VRING_CALL`, `_IOW(0xaf, 0x21, struct vhost_vring_file)`.
+    pub const SET_VRING_CALL: u32 = 0x4008_af21;
+    /// `VHOST_SET_VRING_ERR`, `_IOW(0xaf, 0x22, struct vhost_vring_file)`.
+    pub const SET_VRING_ERR: u32 = 0x4008_af22;
+    /// `VHOST_NET_SET_BACKEND`, `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
+    pub const NET_SET_BACKEND: u32 = 0x4008_af30;
+}
 
 /// The descriptor that means none.
 const NONE: RawFd = -1;
@@ -96,12 +99,12 @@ impl Vhost {
     pub fn new(fd: OwnedFd, required: u64) -> Result<Self, VhostError> {
         let mut known = 0_u64;
         // SAFETY: the request writes a `u64`, which lives through the call.
-        done("tell its features", unsafe { ioctl_with_mut_ref(&fd, GET_FEATURES, &mut known) })?;
+        done("tell its features", unsafe { ioctl_with_mut_ref(&fd, GET_FEATURES.into(), &mut known) })?;
         if required & !known != 0 {
             return Err(VhostError::Features(required & !known));
         }
         // SAFETY: the request has no argument.
-        done("be owned", unsafe { ioctl(&fd, SET_OWNER) })?;
+        done("be owned", unsafe { ioctl(&fd, SET_OWNER.into()) })?;
         Ok(Self { fd })
     }
 
@@ -109,7 +112,7 @@ impl Vhost {
     /// for every other device.
     pub fn start(&self, features: u64, memory: &GuestMemory) -> Result<(), VhostError> {
         // SAFETY: the request reads a `u64`, which lives through the call.
-        done("take features", unsafe { ioctl_with_ref(&self.fd, SET_FEATURES, &features) })?;
+        done("take features", unsafe { ioctl_with_ref(&self.fd, SET_FEATURES.into(), &features) })?;
         // `struct vhost_memory`: the number of regions, as two 32-bit halves of which the second is zero; then the regions.
         let mut table = vec![memory.num_regions() as u64];
         for region in memory.iter() {
@@ -119,7 +122,9 @@ impl Vhost {
         }
         // SAFETY: the request reads a header and as many regions as that says, which is what the table holds; it lives
         // through the call.
-        done("take the guest's memory", unsafe { ioctl_with_ptr(&self.fd, SET_MEM_TABLE, table.as_ptr()) })
+        done("take the guest's memory", unsafe {
+            ioctl_with_ptr(&self.fd, SET_MEM_TABLE.into(), table.as_ptr())
+        })
     }
 
     /// Describes a queue, from its beginning, with its notifications and the event for its used buffers.
@@ -160,10 +165,10 @@ impl Vhost {
         self.ask("take a tap", NET_SET_BACKEND, &file)
     }
 
-    fn ask<T>(&self, what: &'static str, request: libc::c_ulong, argument: &T) -> Result<(), VhostError> {
+    fn ask<T>(&self, what: &'static str, request: u32, argument: &T) -> Result<(), VhostError> {
         // SAFETY: each request that is made here reads the structure that it is given, which lives through the call. Rings
         // and memory that it names stay mapped: whoever describes them keeps them until the queue is disconnected.
-        done(what, unsafe { ioctl_with_ref(&self.fd, request, argument) })
+        done(what, unsafe { ioctl_with_ref(&self.fd, request.into(), argument) })
     }
 }
 
@@ -177,7 +182,7 @@ mod tests {
 
     #[test]
     fn structures_are_as_large_as_the_requests_say() {
-        let size = |request: libc::c_ulong| usize::try_from(request >> 16 & 0x3fff).unwrap();
+        let size = |request: u32| usize::try_from(request >> 16 & 0x3fff).unwrap();
         assert_eq!(size_of::<VringState>(), size(SET_VRING_NUM));
         assert_eq!(size_of::<VringFile>(), size(NET_SET_BACKEND));
         assert_eq!(size_of::<VringAddress>(), size(SET_VRING_ADDR));

@@ -2,29 +2,7 @@
 //! written pages, workers and other devices of vhost is on no list.
 
 use super::{Rule, request, when};
-
-/// `VHOST_GET_FEATURES`, `_IOR(0xaf, 0x00, u64)`.
-const GET_FEATURES: u32 = 0x8008_af00;
-/// `VHOST_SET_FEATURES`, `_IOW(0xaf, 0x00, u64)`.
-const SET_FEATURES: u32 = 0x4008_af00;
-/// `VHOST_SET_OWNER`, `_IO(0xaf, 0x01)`.
-const SET_OWNER: u32 = 0xaf01;
-/// `VHOST_SET_MEM_TABLE`, `_IOW(0xaf, 0x03, struct vhost_memory)`.
-const SET_MEM_TABLE: u32 = 0x4008_af03;
-/// `VHOST_SET_VRING_NUM`, `_IOW(0xaf, 0x10, struct vhost_vring_state)`.
-const SET_VRING_NUM: u32 = 0x4008_af10;
-/// `VHOST_SET_VRING_ADDR`, `_IOW(0xaf, 0x11, struct vhost_vring_addr)`.
-const SET_VRING_ADDR: u32 = 0x4028_af11;
-/// `VHOST_SET_VRING_BASE`, `_IOW(0xaf, 0x12, struct vhost_vring_state)`.
-const SET_VRING_BASE: u32 = 0x4008_af12;
-/// `VHOST_SET_VRING_KICK`, `_IOW(0xaf, 0x20, struct vhost_vring_file)`.
-const SET_VRING_KICK: u32 = 0x4008_af20;
-/// `VHOST_SET_VRING_CALL`, `_IOW(0xaf, 0x21, struct vhost_vring_file)`.
-const SET_VRING_CALL: u32 = 0x4008_af21;
-/// `VHOST_SET_VRING_ERR`, `_IOW(0xaf, 0x22, struct vhost_vring_file)`.
-const SET_VRING_ERR: u32 = 0x4008_af22;
-/// `VHOST_NET_SET_BACKEND`, `_IOW(0xaf, 0x30, struct vhost_vring_file)`.
-const NET_SET_BACKEND: u32 = 0x4008_af30;
+use crate::virtio::vhost::requests::*;
 
 /// A device that is plugged.
 pub(super) const PREPARE: &[Rule] = &[

@@ -13,9 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::interface::{Interface, Link};
 use super::offload::{Direction, Offloads};
 use super::tap::Attached;
-use super::{
-    DEVICE_TYPE, FEATURE_MAC, FEATURE_MRG_RXBUF, FEATURE_MTU, FEATURE_STATUS, NetError, QUEUE_SIZES, RX, TX,
-};
+use super::{DEVICE_TYPE, FEATURE_MRG_RXBUF, NetError, QUEUE_SIZES, RX, TX, features_over};
 use crate::virtio::device::{Activated, DeviceError, Listener, Quiet, VirtioDevice};
 use crate::virtio::interrupt::{Interrupt, USED_BUFFER};
 use crate::virtio::mmio::TRANSPORT_FEATURES;
@@ -124,9 +122,7 @@ impl VirtioDevice for VhostNet {
     }
 
     fn features(&self) -> u64 {
-        let plain = FEATURE_MTU | FEATURE_MAC | FEATURE_MRG_RXBUF | FEATURE_STATUS;
-        let offloads = self.tap.offloads();
-        plain | offloads.features(Direction::ToGuest) | offloads.features(Direction::FromGuest)
+        features_over(&self.tap)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
