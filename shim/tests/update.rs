@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use hull_shim::client::{Code, Process, Reach};
+use hull_shim::client::{Code, Process, Reach, TaskClient};
 use serde_json::json;
 use support::{Pod, soon};
 
@@ -32,8 +32,8 @@ fn steps_of(pod: &Pod, name: &str) -> usize {
     steps.lines().filter(|step| *step == name).count()
 }
 
-#[tokio::test]
-async fn the_vm_grows_and_shrinks_with_the_limits() {
+/// A running container with a limit of 64 MiB.
+async fn running_in_a_vm_that_may_grow() -> (Pod, TaskClient) {
     let config = tempfile::NamedTempFile::new().unwrap();
     fs::write(config.path(), "vm.resize = \"allow\"\n").unwrap();
     let environment = format!("HULL_CONFIG={}", config.path().display());
@@ -42,6 +42,12 @@ async fn the_vm_grows_and_shrinks_with_the_limits() {
     let client = pod.connect().await;
     soon(client.create(&pod.request)).await.unwrap();
     soon(client.start(INIT)).await.unwrap();
+    (pod, client)
+}
+
+#[tokio::test]
+async fn the_vm_grows_and_shrinks_with_the_limits() {
+    let (pod, client) = running_in_a_vm_that_may_grow().await;
     assert_eq!(steps_of(&pod, "plug"), 0, "nothing is plugged that nobody wants");
     for mib in [65, 312, 100, 100, 32] {
         soon(client.update("web", memory(mib))).await.unwrap();
@@ -58,14 +64,7 @@ async fn the_vm_grows_and_shrinks_with_the_limits() {
 /// It takes as long as a guest has to part with memory.
 #[tokio::test]
 async fn an_update_whose_memory_the_guest_keeps_changes_nothing() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    fs::write(config.path(), "vm.resize = \"allow\"\n").unwrap();
-    let environment = format!("HULL_CONFIG={}", config.path().display());
-    let mut pod = Pod::with("web", &["sleep", "1000"], "", &environment);
-    pod.config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}});
-    let client = pod.connect().await;
-    soon(client.create(&pod.request)).await.unwrap();
-    soon(client.start(INIT)).await.unwrap();
+    let (pod, client) = running_in_a_vm_that_may_grow().await;
     soon(client.update("web", memory(312))).await.unwrap();
     fs::write(pod.file("keeps"), "100").unwrap();
     let error = client.update("web", memory(100)).await.unwrap_err();
