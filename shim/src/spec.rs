@@ -10,6 +10,7 @@ mod limits;
 mod namespaces;
 mod network;
 mod role;
+mod schema;
 mod seccomp;
 mod shape;
 mod translate;
@@ -20,7 +21,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespaces};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::LinuxResources;
 use ttrpc::proto::Code;
 
 pub use devices::BlockDevice;
@@ -28,12 +29,14 @@ pub use limits::{Limits, enough, needed};
 pub use namespaces::Issued;
 pub use network::NetworkChoice;
 pub use role::Role;
+pub use schema::Spec;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
 use crate::cgroup::{CgroupPath, CgroupPathError};
 use crate::config::{Config, FILE};
 use crate::record::{Lifecycle, annotation};
+use schema::Process;
 
 /// The longest config.json, in bytes; it must fit in one message to the agent.
 const CONFIG_MAX: u64 = 2 << 20;
@@ -160,7 +163,7 @@ impl Document {
         }
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let spec: Spec = serde_json::from_slice(&bytes).map_err(malformed)?;
-        let role = Role::of(spec.annotations().as_ref(), id)?;
+        let role = Role::of(spec.annotations.as_ref(), id)?;
         Ok(Self { spec, id: id.to_owned(), role })
     }
 
@@ -181,7 +184,7 @@ impl Document {
 
     /// The cgroup on the host that it asks for, which is the pod's.
     pub fn cgroup(&self) -> Result<Option<CgroupPath>, SpecError> {
-        let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let path = self.spec.linux.as_ref().and_then(|linux| linux.cgroups_path().as_ref());
         let path = path.filter(|path| !path.as_os_str().is_empty());
         let parse = |path: &PathBuf| {
             CgroupPath::parse(path).map_err(|source| SpecError::Cgroup { path: path.clone(), source })
@@ -196,7 +199,7 @@ impl Document {
 
     /// The pod's host name.
     pub fn hostname(&self) -> String {
-        let mut hostname = self.spec.hostname().clone().unwrap_or_else(|| self.id.clone());
+        let mut hostname = self.spec.hostname.clone().unwrap_or_else(|| self.id.clone());
         if hostname.len() > HOSTNAME_MAX {
             let end =
                 (0..=HOSTNAME_MAX).rev().find(|&end| hostname.is_char_boundary(end)).unwrap_or_default();
@@ -210,11 +213,11 @@ impl Document {
         let Self { mut spec, id, .. } = self;
         let (lifecycle, device_nodes) = (shape::lifecycle(&spec)?, shape::device_nodes(&spec)?);
         let limits = Limits::of_container(&spec);
-        let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
+        let root = spec.root.as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         let files = files::take(&mut spec, bundle)?;
         let translate::Beside { volumes, namespaces, devices } =
             translate::container(&mut spec, &id, issued)?;
-        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
+        let seccomp = spec.linux.as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
         Ok(ContainerConfig {
@@ -235,7 +238,7 @@ impl Document {
 /// Whoever may write a pod's specification is not the administrator: of Hull's annotations it may carry those on the
 /// administrator's list. Other clients of containerd, and `hull`, are the host's root.
 fn annotations_allowed(spec: &Spec, config: &Config) -> Result<(), SpecError> {
-    let Some(annotations) = spec.annotations() else { return Ok(()) };
+    let Some(annotations) = &spec.annotations else { return Ok(()) };
     if !annotations.contains_key(annotation::CRI_CONTAINER_TYPE) {
         return Ok(());
     }
@@ -250,7 +253,7 @@ pub fn exec_process(json: &[u8], terminal: crate::container::Terminal) -> Result
     let malformed = |source| SpecError::Malformed { what: "the exec's process", source };
     let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
     translate::process(&mut process)?;
-    process.set_terminal(Some(terminal == crate::container::Terminal::Yes));
+    process.set_terminal(terminal == crate::container::Terminal::Yes);
     serde_json::to_vec(&process).map_err(malformed)
 }
 

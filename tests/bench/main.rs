@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_tests::hull::{Hull, finished, image, said};
+use hull_tests::memory;
 use tempfile::{NamedTempFile, TempDir};
 
 #[path = "../../vmm/tests/support/control.rs"]
 mod control;
 mod io;
-mod memory;
 mod monitor;
 #[path = "../../vmm/tests/support/tap.rs"]
 mod tap;
@@ -46,7 +46,9 @@ fn main() {
         }
         ["monitor"] => monitor::run(None),
         ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
-        _ => panic!("usage: hull-bench [idle | memory | io | monitor [--peer FIRECRACKER]]"),
+        _ => panic!(
+            "usage: hull-bench [idle | memory | io | monitor [--peer FIRECRACKER]]"
+        ),
     }
 }
 

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use hull_protocol::agent::api::agent::File as GuestFile;
 use hull_protocol::agent::{FILE_MOUNT, FILE_SIZE_MAX, FILES_MAX, is_valid_id};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::Mount;
 
-use super::SpecError;
+use super::{Spec, SpecError};
 
 /// Reads what bind mounts with a relative source name: a file in the bundle itself. The mounts become ones of those files.
 pub fn take(spec: &mut Spec, bundle: &Path) -> Result<Vec<GuestFile>, SpecError> {
-    let Some(mounts) = spec.mounts_mut() else { return Ok(Vec::new()) };
+    let Some(mounts) = &mut spec.mounts else { return Ok(Vec::new()) };
     let mut files = Vec::new();
     for mount in mounts.iter_mut().filter(|mount| is_relative_bind(mount)) {
         let source = mount.source().as_deref().unwrap_or(Path::new("")).to_owned();
@@ -85,7 +85,7 @@ mod tests {
         let mut spec = with("hosts");
         let files = take(&mut spec, bundle.path()).unwrap();
         assert_eq!((files[0].name.as_str(), &files[0].content[..]), ("hosts", &b"127.0.0.1 localhost\n"[..]));
-        let mounts = serde_json::to_value(spec.mounts()).unwrap();
+        let mounts = serde_json::to_value(&spec.mounts).unwrap();
         assert_eq!(mounts[0]["type"], "bind");
         assert_eq!(
             mounts[1],
