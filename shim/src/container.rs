@@ -17,7 +17,7 @@ use hull_protocol::agent::api::agent::{
 };
 use ttrpc::proto::Code;
 
-pub use sandbox::{Ending, SandboxEnd};
+pub use sandbox::{ApiSandbox, Ending, SandboxEnd};
 pub use supervise::{supervise_init, vm_died};
 
 use crate::error::TaskError;
@@ -96,6 +96,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Where events go.
     pub events: Events,
+    /// Of a sandbox that was made through the sandbox API, and is no container to its client.
+    pub api: Option<ApiSandbox>,
     /// What the size of its VM depends on.
     limits: Mutex<Limits>,
     execs: Mutex<BTreeMap<String, Arc<exec::Exec>>>,
@@ -123,6 +125,7 @@ impl Container {
             power_off: PowerOff::Now,
             init,
             events,
+            api: None,
             limits: Mutex::default(),
             execs: Mutex::default(),
             freezer: Mutex::new(Freezer::Thawed),
@@ -140,6 +143,12 @@ impl Container {
     #[must_use]
     pub fn with_power_off(self, power_off: PowerOff) -> Self {
         Self { power_off, ..self }
+    }
+
+    /// The same, made through the sandbox API.
+    #[must_use]
+    pub fn with_api(self, api: ApiSandbox) -> Self {
+        Self { api: Some(api), ..self }
     }
 
     /// The same, with these limits.

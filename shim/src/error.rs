@@ -18,6 +18,9 @@ pub enum TaskError {
     /// No container of that id here.
     #[error("container {0:?} does not exist")]
     NoContainer(String),
+    /// No sandbox of that id here.
+    #[error("sandbox {0:?} does not exist")]
+    NoSandbox(String),
     /// No exec of that id in the container.
     #[error("container {container:?} has no exec {exec:?}")]
     NoExec {
@@ -128,7 +131,11 @@ impl TaskError {
     /// The status code for the client.
     pub fn code(&self) -> Code {
         match self {
-            Self::NoContainer(_) | Self::NoExec { .. } | Self::Finished | Self::NoUsage(_) => Code::NOT_FOUND,
+            Self::NoContainer(_)
+            | Self::NoSandbox(_)
+            | Self::NoExec { .. }
+            | Self::Finished
+            | Self::NoUsage(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::InvalidId(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::Precondition { .. } | Self::NoConsole | Self::ShuttingDown => Code::FAILED_PRECONDITION,

@@ -25,6 +25,7 @@ mod resize;
 mod rootfs;
 #[cfg(test)]
 mod rounds;
+mod sandbox;
 mod update;
 mod usage;
 mod vm;
@@ -190,10 +191,13 @@ impl Pod {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// A container that exists, be it on its way out.
+    /// A container that exists, be it on its way out. A sandbox that was not made as one is none.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
         match self.table.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
-            Some(Slot::Ready(container) | Slot::Deleting(container)) => Ok(Arc::clone(container)),
+            Some(Slot::Ready(container) | Slot::Deleting(container)) if container.api.is_none() => {
+                Ok(Arc::clone(container))
+            }
+            Some(Slot::Ready(_) | Slot::Deleting(_)) => Err(TaskError::NoContainer(id.to_owned())),
             Some(Slot::Creating(_)) => Err(TaskError::Precondition {
                 action: "use the container",
                 subject: "container",

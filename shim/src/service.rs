@@ -1,4 +1,4 @@
-//! The task service: containerd's requests in, its status codes out.
+//! The task service, and beside it the sandbox service: containerd's requests in, its status codes out.
 //!
 //! ttrpc drops a handler when its client disconnects. So every request that changes something runs as a task of its
 //! own: it is finished whoever still waits for the answer.
@@ -7,6 +7,7 @@ mod convert;
 mod debug;
 mod figures;
 mod metrics;
+mod sandbox;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,14 +30,14 @@ use crate::time::timestamp;
 const SERVICE_V3: &str = "containerd.task.v3.Task";
 const SERVICE_V2: &str = "containerd.task.v2.Task";
 
-/// The task service of a pod under both names that containerd calls it by, with the same messages; and the pod's own, under
-/// the pod's `id`.
+/// The task service of a pod under both names that containerd calls it by, with the same messages; the sandbox service; and
+/// the pod's own, under the pod's `id`.
 pub fn services(pod: &Arc<Pod>, id: &str) -> HashMap<String, Service> {
     let make = || create_task(Arc::new(TaskService { pod: Arc::clone(pod) }));
     let v2 = make().remove(SERVICE_V3).map(|service| (SERVICE_V2.to_owned(), service));
     let (name, mut own) = figures::service(pod, id);
     own.methods.insert(DEBUG_METHOD.to_owned(), debug::handler(pod));
-    make().into_iter().chain(v2).chain([(name, own)]).collect()
+    make().into_iter().chain(v2).chain(sandbox::service(pod, id)).chain([(name, own)]).collect()
 }
 
 struct TaskService {
@@ -51,16 +52,25 @@ impl TaskService {
         F: Future<Output = Result<T, TaskError>> + Send + 'static,
         W: FnOnce(Arc<Pod>) -> F,
     {
-        match tokio::spawn(work(Arc::clone(&self.pod))).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => {
-                log::info!(container; "{error}");
-                Err(error.to_status())
-            }
-            Err(error) => {
-                log::error!(container; "a request ended early: {error}");
-                Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, "the request ended early")))
-            }
+        run(&self.pod, container, work).await
+    }
+}
+
+async fn run<T, F, W>(pod: &Arc<Pod>, container: &str, work: W) -> ttrpc::Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, TaskError>> + Send + 'static,
+    W: FnOnce(Arc<Pod>) -> F,
+{
+    match tokio::spawn(work(Arc::clone(pod))).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => {
+            log::info!(container; "{error}");
+            Err(error.to_status())
+        }
+        Err(error) => {
+            log::error!(container; "a request ended early: {error}");
+            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, "the request ended early")))
         }
     }
 }

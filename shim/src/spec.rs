@@ -9,6 +9,7 @@ mod files;
 mod limits;
 mod namespaces;
 mod network;
+mod pod;
 mod role;
 mod schema;
 mod seccomp;
@@ -25,9 +26,11 @@ use oci_spec::runtime::LinuxResources;
 use ttrpc::proto::Code;
 
 pub use devices::BlockDevice;
+pub use files::PodFiles;
 pub use limits::{Limits, enough, needed};
 pub use namespaces::Issued;
 pub use network::NetworkChoice;
+pub use pod::{PodSpec, SandboxRequest, check_id};
 pub use role::Role;
 pub use schema::Spec;
 pub use shape::VmShape;
@@ -43,6 +46,9 @@ const CONFIG_MAX: u64 = 2 << 20;
 
 /// The kernel's limit (`__NEW_UTS_LEN`); an id may be longer.
 const HOSTNAME_MAX: usize = 64;
+
+/// The longest word of a client's that an error repeats, in characters.
+const WORD_MAX: usize = 256;
 
 /// Why a container's configuration cannot be honoured.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +96,21 @@ pub enum SpecError {
         /// What is wrong with it.
         source: CgroupPathError,
     },
+    /// No description of the pod.
+    #[error("the pod to create is not described: options are missing")]
+    NoPod,
+    /// A description in other words than Kubernetes'.
+    #[error("the pod is described by a {0:?}, which is no runtime.v1.PodSandboxConfig")]
+    ForeignPod(String),
+    /// Its description is too long.
+    #[error("the description of the pod is {0} bytes long: too long")]
+    PodTooLong(usize),
+    /// Its description is damaged.
+    #[error("the description of the pod is no valid PodSandboxConfig: {0}")]
+    MalformedPod(protobuf::Error),
+    /// A pod of another shim.
+    #[error("{0:?} is not the id of this shim's pod")]
+    ForeignId(String),
     /// The seccomp profile.
     #[error(transparent)]
     Seccomp(#[from] hull_seccomp::Error),
@@ -111,6 +132,11 @@ impl SpecError {
             | Self::Annotation { .. }
             | Self::NotAllowed(_)
             | Self::Cgroup { .. }
+            | Self::NoPod
+            | Self::ForeignPod(_)
+            | Self::PodTooLong(_)
+            | Self::MalformedPod(_)
+            | Self::ForeignId(_)
             | Self::TooLong(_) => Code::INVALID_ARGUMENT,
             Self::Read { .. } => Code::UNKNOWN,
         }
@@ -121,6 +147,8 @@ impl SpecError {
 pub struct Document {
     spec: Spec,
     id: String,
+    /// What its pod gives it.
+    files: Vec<GuestFile>,
     /// What the container is to its pod.
     pub role: Role,
 }
@@ -164,7 +192,23 @@ impl Document {
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let spec: Spec = serde_json::from_slice(&bytes).map_err(malformed)?;
         let role = Role::of(spec.annotations.as_ref(), id)?;
-        Ok(Self { spec, id: id.to_owned(), role })
+        Ok(Self { spec, id: id.to_owned(), files: Vec::new(), role })
+    }
+
+    /// The pod that it stands for.
+    pub fn pod(mut self, config: &Config) -> Result<PodSpec, SpecError> {
+        Ok(PodSpec {
+            shape: self.shape(config)?,
+            network: self.network()?,
+            sysctls: self.take_network_sysctls()?,
+            hostname: self.hostname(),
+            cgroup: self.cgroup()?,
+        })
+    }
+
+    /// Gives the container what its pod has for all of them, where no client has given it that.
+    pub fn complete(&mut self, pod: &PodFiles) {
+        self.files = pod.give(&mut self.spec);
     }
 
     /// The VM that it asks for.
@@ -199,22 +243,16 @@ impl Document {
 
     /// The pod's host name.
     pub fn hostname(&self) -> String {
-        let mut hostname = self.spec.hostname.clone().unwrap_or_else(|| self.id.clone());
-        if hostname.len() > HOSTNAME_MAX {
-            let end =
-                (0..=HOSTNAME_MAX).rev().find(|&end| hostname.is_char_boundary(end)).unwrap_or_default();
-            hostname.truncate(end);
-        }
-        hostname
+        bounded_hostname(self.spec.hostname.as_deref().unwrap_or(&self.id))
     }
 
     /// The container in the guest. `issued` are the numbers of the pod's containers, if it is in one.
     pub fn translate(self, bundle: &Path, issued: Option<&Issued>) -> Result<ContainerConfig, SpecError> {
-        let Self { mut spec, id, .. } = self;
+        let Self { mut spec, id, files: given, .. } = self;
         let (lifecycle, device_nodes) = (shape::lifecycle(&spec)?, shape::device_nodes(&spec)?);
         let limits = Limits::of_container(&spec);
         let root = spec.root.as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
-        let files = files::take(&mut spec, bundle)?;
+        let files = files::take(&mut spec, bundle, given)?;
         let translate::Beside { volumes, namespaces, devices } =
             translate::container(&mut spec, &id, issued)?;
         let seccomp = spec.linux.as_mut().map(seccomp::compile).transpose()?.flatten();
@@ -242,10 +280,26 @@ fn annotations_allowed(spec: &Spec, config: &Config) -> Result<(), SpecError> {
     if !annotations.contains_key(annotation::CRI_CONTAINER_TYPE) {
         return Ok(());
     }
-    let refused = annotations
-        .keys()
+    only_allowed(annotations.keys(), config)
+}
+
+/// The same of the names of annotations that are a pod's.
+fn only_allowed<'a>(mut names: impl Iterator<Item = &'a String>, config: &Config) -> Result<(), SpecError> {
+    let refused = names
         .find(|name| name.starts_with(annotation::PREFIX) && !config.allowed_annotations.contains(*name));
-    refused.map_or(Ok(()), |name| Err(SpecError::NotAllowed(name.clone())))
+    refused.map_or(Ok(()), |name| Err(SpecError::NotAllowed(shortened(name))))
+}
+
+/// As much of a host name as a kernel takes.
+fn bounded_hostname(name: &str) -> String {
+    let ends = 0..=HOSTNAME_MAX.min(name.len());
+    let end = ends.rev().find(|&end| name.is_char_boundary(end)).unwrap_or_default();
+    name[..end].to_owned()
+}
+
+/// A client's word, fit for an error.
+fn shortened(word: &str) -> String {
+    word.chars().take(WORD_MAX).collect()
 }
 
 /// Translates the Process of an exec: JSON in, JSON out.

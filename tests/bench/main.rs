@@ -46,9 +46,7 @@ fn main() {
         }
         ["monitor"] => monitor::run(None),
         ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
-        _ => panic!(
-            "usage: hull-bench [idle | memory | io | monitor [--peer FIRECRACKER]]"
-        ),
+        _ => panic!("usage: hull-bench [idle | memory | io | monitor [--peer FIRECRACKER]]"),
     }
 }
 

@@ -20,12 +20,30 @@ use crate::{PATIENCE, eventually};
 /// Hull's name among containerd's runtimes.
 pub const RUNTIME: &str = "io.containerd.hull.v2";
 
+/// A second runtime, whose sandboxes the shim makes where containerd has that way.
+const BY_THE_SHIM: &str = r#"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.hull-sandbox]
+  runtime_type = "io.containerd.hull.v2"
+  privileged_without_host_devices = true
+  sandboxer = "shim"
+"#;
+
 /// The administrator's file, in a daemon's folder.
 const CHOSEN: &str = "hull.toml";
+
+/// Who makes the sandboxes of pods: containerd's CRI plugin has two ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandboxer {
+    /// It makes a container that stands for the pod.
+    Podsandbox,
+    /// It asks the shim for a sandbox.
+    Shim,
+}
 
 /// A containerd, and what the machine looked like before it.
 pub struct Containerd {
     folder: TempDir,
+    sandboxer: Sandboxer,
     daemon: Option<Child>,
     before: Option<Snapshot>,
 }
@@ -41,6 +59,14 @@ pub struct Events {
 fn program(name: &str) -> PathBuf {
     std::env::var_os("HULL_CONTAINERD_DIR")
         .map_or_else(|| PathBuf::from(name), |dir| Path::new(&dir).join(name))
+}
+
+/// Whether the engine has the sandbox API as containerd 2 has it.
+fn has_sandboxes() -> bool {
+    let said = Command::new(program("containerd")).arg("--version").output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    let major = |word: &str| word.trim_start_matches('v').split_once('.')?.0.parse::<u32>().ok();
+    said.split_whitespace().find_map(major).unwrap() >= 2
 }
 
 impl Containerd {
@@ -75,10 +101,39 @@ impl Containerd {
             format!(
                 "[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{}\"\n\
                  [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n  \
-                 conf_dir = \"{place}/cni\"\n{runtime}",
-                busybox()
+                 conf_dir = \"{place}/cni\"\n{runtime}\n{}",
+                busybox(),
+                if has_sandboxes() { BY_THE_SHIM } else { "" }
             )
         })
+    }
+
+    /// One whose pods are made by the sandbox API; `None` where the engine has it not.
+    pub fn for_sandboxes() -> Option<Self> {
+        if !has_sandboxes() {
+            eprintln!("skipped: this containerd has no sandbox API");
+            return None;
+        }
+        let mut containerd = Self::for_pods();
+        containerd.sandboxer = Sandboxer::Shim;
+        Some(containerd)
+    }
+
+    /// The runtime that its pods are run by.
+    pub fn handler(&self) -> &'static str {
+        match self.sandboxer {
+            Sandboxer::Podsandbox => "hull",
+            Sandboxer::Shim => "hull-sandbox",
+        }
+    }
+
+    /// A pod's bundle.
+    pub fn pod_bundle(&self, id: &str) -> PathBuf {
+        let kind = match self.sandboxer {
+            Sandboxer::Podsandbox => "runtime.v2.task",
+            Sandboxer::Shim => "sandbox.controller.v1.shim",
+        };
+        self.file(&format!("state/io.containerd.{kind}/k8s.io/{id}"))
     }
 
     /// Starts one with further lines of configuration, which `prepare` makes, with what belongs to them in this folder.
@@ -92,7 +147,7 @@ impl Containerd {
              [grpc]\n  address = \"{place}/containerd.sock\"\n[debug]\n  level = \"debug\"\n{configuration}"
         );
         fs::write(folder.path().join("config.toml"), text).unwrap();
-        let mut containerd = Self { folder, daemon: None, before };
+        let mut containerd = Self { folder, sandboxer: Sandboxer::Podsandbox, daemon: None, before };
         containerd.run_daemon();
         containerd.ok(["images", "pull", "--plain-http", &busybox()]);
         containerd

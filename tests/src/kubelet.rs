@@ -72,7 +72,7 @@ impl<'a> Pod<'a> {
         change(&mut config);
         let request = RunPodSandboxRequest {
             config: some(config.clone()),
-            runtime_handler: "hull".into(),
+            runtime_handler: containerd.handler().into(),
             ..RunPodSandboxRequest::default()
         };
         let pod: RunPodSandboxResponse = cri.call("RunPodSandbox", &request)?;
@@ -181,7 +181,7 @@ impl<'a> Pod<'a> {
 
     /// What the shim wrote down about the pod.
     pub fn shim_record(&self) -> serde_json::Value {
-        let bundle = self.containerd.file("state/io.containerd.runtime.v2.task/k8s.io").join(&self.id);
+        let bundle = self.containerd.pod_bundle(&self.id);
         serde_json::from_slice(&fs::read(bundle.join("shim.json")).unwrap()).unwrap()
     }
 

@@ -216,6 +216,10 @@ impl Agent for FakeAgent {
         self.fault.at("configure-pod");
         assert_eq!(request.entropy.len(), 64);
         assert!(request.realtime_nanos > 0 && !request.hostname.is_empty());
+        let mut sysctls: Vec<_> =
+            request.sysctls.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        sysctls.sort();
+        note("pod", &format!("{} {}", request.hostname, sysctls.join(",")));
         Ok(api::Empty::new())
     }
 
@@ -231,6 +235,9 @@ impl Agent for FakeAgent {
         }
         if spec["hostname"] == "slow" {
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+        for file in &request.rootfs.files {
+            note("files", &format!("{} {:?}", file.name, String::from_utf8_lossy(&file.content)));
         }
         for device in &request.block_devices {
             note("disks", &format!("{} is {}:{}", device.serial, device.major, device.minor));

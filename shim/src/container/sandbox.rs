@@ -1,11 +1,22 @@
 //! The container that stands for a pod: it has a process id and an end, and no process in the guest.
 
+use std::time::SystemTime;
+
 use hull_protocol::agent::api::agent::{ContainerStatsResponse, CpuStats, MemoryStats, PidsStats};
 use tokio::sync::watch;
 
 use super::{Container, supervise};
 use crate::metrics::ProcessUsage;
 use crate::process::Exit;
+use crate::spec::PodFiles;
+
+/// What there is to a sandbox that was made through the sandbox API.
+pub struct ApiSandbox {
+    /// What it gives its containers.
+    pub files: PodFiles,
+    /// Since when it exists.
+    pub created_at: SystemTime,
+}
 
 /// The way to end a sandbox.
 pub struct SandboxEnd(watch::Sender<Option<u32>>);

@@ -18,13 +18,13 @@ use crate::events::Event;
 use crate::io::{ProcessIo, StdioSpec};
 use crate::process::{GUEST_PID, Process};
 use crate::record::{CONSOLE_FILE, Record};
-use crate::spec::{ContainerConfig, Document, Issued, Role, Volume};
+use crate::spec::{ContainerConfig, Document, Issued, PodSpec, Role, Volume};
 
 /// An id taken in the table. Given back when dropped, unless the container came to be.
-struct Reservation<'a> {
+pub(super) struct Reservation<'a> {
     pod: &'a Pod,
     id: String,
-    abandoned: Abandoned,
+    pub(super) abandoned: Abandoned,
 }
 
 /// What is to be created.
@@ -42,7 +42,7 @@ enum Supervision {
 }
 
 impl Reservation<'_> {
-    fn fulfil(self, container: Arc<Container>) {
+    pub(super) fn fulfil(self, container: Arc<Container>) {
         self.pod.with_table(|table| table.insert(self.id.clone(), Slot::Ready(container)));
     }
 }
@@ -100,7 +100,11 @@ impl Pod {
     }
 
     /// Takes the id, and finds the sandbox that the container belongs to.
-    fn reserve(&self, id: &str, role: &Role) -> Result<(Reservation<'_>, Option<Arc<Container>>), TaskError> {
+    pub(super) fn reserve(
+        &self,
+        id: &str,
+        role: &Role,
+    ) -> Result<(Reservation<'_>, Option<Arc<Container>>), TaskError> {
         if *self.state.borrow() != PodState::Open {
             return Err(TaskError::ShuttingDown);
         }
@@ -186,25 +190,10 @@ impl Pod {
         self: &Arc<Self>,
         order: Order<'_>,
     ) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, mut document, abandoned } = order;
-        let shape = document.shape(&self.config)?;
-        let spec = VmSpec {
-            size: shape,
-            room: room(shape, &self.config.vm, Host::this),
-            disks: Vec::new(),
-            // A container that comes later may share files.
-            exports: Some(Vec::new()),
-            network: document.network()?,
-            sysctls: document.take_network_sysctls()?,
-            ports: Ports::Forwarded,
-            console: bundle.join(CONSOLE_FILE),
-            stream_socket: self.sockets.streams.clone(),
-            namespace: self.namespace.clone(),
-            hostname: document.hostname(),
-            cgroup: document.cgroup()?,
-        };
+        let Order { request, bundle, document, abandoned } = order;
+        let pod = document.pod(&self.config)?;
         let stdio = stdio(request)?;
-        let vm = self.boot(spec, &bundle, &abandoned).await?;
+        let vm = self.boot_pod(pod, &bundle, &abandoned).await?;
         let hooks = async { Ok(crate::hooks::create_runtime(&bundle, &request.id, vm.pid()).await?) };
         if let Err(error) = abandoned.or::<_, TaskError>(hooks).await {
             super::stop(&vm, PowerOff::Now).await;
@@ -217,13 +206,41 @@ impl Pod {
         Ok((container, Supervision::Sandbox(ending)))
     }
 
+    /// The VM of a pod.
+    pub(super) async fn boot_pod(
+        self: &Arc<Self>,
+        pod: PodSpec,
+        bundle: &Path,
+        abandoned: &Abandoned,
+    ) -> Result<Arc<Vm>, TaskError> {
+        let spec = VmSpec {
+            size: pod.shape,
+            room: room(pod.shape, &self.config.vm, Host::this),
+            disks: Vec::new(),
+            // A container that comes later may share files.
+            exports: Some(Vec::new()),
+            network: pod.network,
+            sysctls: pod.sysctls,
+            ports: Ports::Forwarded,
+            console: bundle.join(CONSOLE_FILE),
+            stream_socket: self.sockets.streams.clone(),
+            namespace: self.namespace.clone(),
+            hostname: pod.hostname,
+            cgroup: pod.cgroup,
+        };
+        self.boot(spec, bundle, abandoned).await
+    }
+
     /// A further container in the VM of a sandbox. If that ends, so does the creation.
     async fn build_member(
         &self,
         order: Order<'_>,
         sandbox: &Container,
     ) -> Result<(Container, Supervision), TaskError> {
-        let Order { request, bundle, document, .. } = order;
+        let Order { request, bundle, mut document, .. } = order;
+        if let Some(api) = &sandbox.api {
+            document.complete(&api.files);
+        }
         let vm = Arc::clone(&sandbox.vm);
         shim_record(&vm, Some(&sandbox.id)).write(&bundle)?;
         let config = document.translate(&bundle, Some(&self.issued(sandbox)))?;

@@ -1,9 +1,10 @@
 //! Files of the bundle that a container has for itself: what `hull run` writes for /etc/hosts and its like. They go to the
-//! guest with the request, and nobody on the host sees what becomes of them.
+//! guest with the request, and nobody on the host sees what becomes of them. And those that a pod has for its containers,
+//! where no client made them.
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::File as GuestFile;
 use hull_protocol::agent::{FILE_MOUNT, FILE_SIZE_MAX, FILES_MAX, is_valid_id};
@@ -11,10 +12,66 @@ use oci_spec::runtime::Mount;
 
 use super::{Spec, SpecError};
 
-/// Reads what bind mounts with a relative source name: a file in the bundle itself. The mounts become ones of those files.
-pub fn take(spec: &mut Spec, bundle: &Path) -> Result<Vec<GuestFile>, SpecError> {
-    let Some(mounts) = &mut spec.mounts else { return Ok(Vec::new()) };
-    let mut files = Vec::new();
+const SHM: &str = "/dev/shm";
+
+/// What a pod has for its containers where the sandbox API is used: containerd then leaves it to the shim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFiles {
+    /// /etc/resolv.conf.
+    pub resolv_conf: Vec<u8>,
+    /// /etc/hosts.
+    pub hosts: Vec<u8>,
+    /// /etc/hostname.
+    pub hostname: Vec<u8>,
+}
+
+impl PodFiles {
+    /// Mounts what the container has not from its client; the files are returned. Its /dev/shm becomes the pod's, as
+    /// containerd writes it where it has one for the pod.
+    pub fn give(&self, spec: &mut Spec) -> Vec<GuestFile> {
+        let read_only = spec.root.as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
+        let access = if read_only { "ro" } else { "rw" };
+        let mut mounts = spec.mounts.take().unwrap_or_default();
+        let bound = |destination: &str, mounts: &[Mount]| {
+            mounts.iter().any(|mount| mount.destination() == Path::new(destination) && is_bind(mount))
+        };
+        if !bound(SHM, &mounts) {
+            mounts.retain(|mount| mount.destination() != Path::new(SHM));
+            mounts.push(own_mount(SHM, "bind", SHM, &["rbind", "rprivate", "rw"]));
+        }
+        let mut files = Vec::new();
+        for (name, content) in
+            [("resolv.conf", &self.resolv_conf), ("hosts", &self.hosts), ("hostname", &self.hostname)]
+        {
+            let destination = format!("/etc/{name}");
+            if !mounts.iter().any(|mount| mount.destination() == Path::new(&destination)) {
+                mounts.push(own_mount(&destination, FILE_MOUNT, name, &["rprivate", access]));
+                files.push(GuestFile {
+                    name: name.to_owned(),
+                    content: content.clone(),
+                    ..GuestFile::default()
+                });
+            }
+        }
+        spec.mounts = Some(mounts);
+        files
+    }
+}
+
+fn own_mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_destination(PathBuf::from(destination));
+    mount.set_typ(Some(kind.to_owned()));
+    mount.set_source(Some(PathBuf::from(source)));
+    mount.set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
+    mount
+}
+
+/// Reads what bind mounts with a relative source name: a file in the bundle itself. The mounts become ones of those files,
+/// which are beside those `given`.
+pub fn take(spec: &mut Spec, bundle: &Path, given: Vec<GuestFile>) -> Result<Vec<GuestFile>, SpecError> {
+    let mut files = given;
+    let Some(mounts) = &mut spec.mounts else { return Ok(files) };
     for mount in mounts.iter_mut().filter(|mount| is_relative_bind(mount)) {
         let source = mount.source().as_deref().unwrap_or(Path::new("")).to_owned();
         let is_there = |name: &&str| is_valid_id(name) && bundle.join(name).is_file();
@@ -43,11 +100,13 @@ pub fn take(spec: &mut Spec, bundle: &Path) -> Result<Vec<GuestFile>, SpecError>
     Ok(files)
 }
 
-fn is_relative_bind(mount: &Mount) -> bool {
+fn is_bind(mount: &Mount) -> bool {
     let binds = |word: &str| word == "bind" || word == "rbind";
-    let is_bind = mount.typ().as_deref().is_some_and(binds)
-        || mount.options().iter().flatten().any(|option| binds(option));
-    is_bind && mount.source().as_ref().is_some_and(|source| source.is_relative())
+    mount.typ().as_deref().is_some_and(binds) || mount.options().iter().flatten().any(|option| binds(option))
+}
+
+fn is_relative_bind(mount: &Mount) -> bool {
+    is_bind(mount) && mount.source().as_ref().is_some_and(|source| source.is_relative())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, SpecError> {
@@ -83,7 +142,7 @@ mod tests {
             .unwrap()
         };
         let mut spec = with("hosts");
-        let files = take(&mut spec, bundle.path()).unwrap();
+        let files = take(&mut spec, bundle.path(), Vec::new()).unwrap();
         assert_eq!((files[0].name.as_str(), &files[0].content[..]), ("hosts", &b"127.0.0.1 localhost\n"[..]));
         let mounts = serde_json::to_value(&spec.mounts).unwrap();
         assert_eq!(mounts[0]["type"], "bind");
@@ -97,7 +156,7 @@ mod tests {
             ("none", "a file in the bundle"),
             ("long", "longer"),
         ] {
-            let error = take(&mut with(source), bundle.path()).unwrap_err().to_string();
+            let error = take(&mut with(source), bundle.path(), Vec::new()).unwrap_err().to_string();
             assert!(error.contains(part), "{source}: {error}");
         }
     }

@@ -39,6 +39,16 @@ impl Limits {
         }
     }
 
+    /// Those of numbers; what is not positive bounds nothing.
+    pub(super) fn of_numbers(memory_bytes: i64, cpu_quota: i64, cpu_period: i64) -> Self {
+        let positive = |number| u64::try_from(number).ok().filter(|&number| number > 0);
+        Self {
+            memory_bytes: positive(memory_bytes),
+            cpu_quota: positive(cpu_quota),
+            cpu_period: positive(cpu_period),
+        }
+    }
+
     /// The same after an update: what that does not name, or names as 0, stays; what is negative bounds no more.
     pub fn updated(self, update: &LinuxResources) -> Self {
         let changed = |before: Option<u64>, to: Option<i64>| match to {

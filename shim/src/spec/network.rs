@@ -31,13 +31,23 @@ impl NetworkChoice {
         match network.path() {
             None => Ok(Self::Own),
             Some(path) if path.as_os_str().is_empty() => Ok(Self::Own),
-            Some(path) if is_ours(path) => Err(host(&path.display().to_string())),
-            Some(path) => Ok(Self::At(path.clone())),
+            Some(path) => Self::at(path),
+        }
+    }
+
+    /// The namespace at a path, which others have made. Without one, or where it is the host's, an error.
+    pub(super) fn at(path: &Path) -> Result<Self, SpecError> {
+        if path.as_os_str().is_empty() {
+            Err(host("no network namespace"))
+        } else if is_ours(path) {
+            Err(host(&path.display().to_string()))
+        } else {
+            Ok(Self::At(path.to_owned()))
         }
     }
 }
 
-fn host(what: &str) -> SpecError {
+pub(super) fn host(what: &str) -> SpecError {
     SpecError::Unsupported(format!(
         "hostNetwork is not supported: the spec has {what}, which is the host's network, and a VM cannot be in it; give the container a network namespace of its own"
     ))
@@ -54,15 +64,26 @@ fn is_ours(path: &Path) -> bool {
 pub fn take_sysctls(spec: &mut Spec, role: &Role) -> Result<HashMap<String, String>, SpecError> {
     let Some(linux) = &mut spec.linux else { return Ok(HashMap::new()) };
     let all = linux.sysctl_mut().take().unwrap_or_default();
-    let (network, rest): (HashMap<_, _>, HashMap<_, _>) =
-        all.into_iter().partition(|(name, _)| name.starts_with("net.") || name.starts_with("net/"));
-    if let (Role::Sandbox, Some(name)) = (role, rest.keys().next()) {
-        return Err(SpecError::Unsupported(format!(
-            "the kernel parameter {name} cannot be set for a pod, only those of its network (net.*)"
-        )));
+    if *role == Role::Sandbox {
+        return only_network(all);
     }
+    let (network, rest) = all.into_iter().partition(|(name, _)| is_network(name));
     linux.set_sysctl(Some(rest));
     Ok(network)
+}
+
+/// The kernel parameters of a pod, which are its network's.
+pub(super) fn only_network(all: HashMap<String, String>) -> Result<HashMap<String, String>, SpecError> {
+    match all.keys().find(|name| !is_network(name)) {
+        None => Ok(all),
+        Some(name) => Err(SpecError::Unsupported(format!(
+            "the kernel parameter {name} cannot be set for a pod, only those of its network (net.*)"
+        ))),
+    }
+}
+
+fn is_network(name: &str) -> bool {
+    name.starts_with("net.") || name.starts_with("net/")
 }
 
 #[cfg(test)]

@@ -43,7 +43,16 @@ impl VmShape {
     /// The VM for a container, never larger than the administrator allows.
     pub fn of(spec: &Spec, role: &Role, defaults: &VmDefaults) -> Result<Self, SpecError> {
         let limits = if *role == Role::Sandbox { Limits::of_pod(spec) } else { Limits::of_container(spec) };
-        let memory_mib = match annotation(spec, annotation::MEMORY_MIB) {
+        Self::chosen(limits, |name| annotation(spec, name), defaults)
+    }
+
+    /// The VM for these limits, where no annotation of this name says otherwise.
+    pub(super) fn chosen<'a>(
+        limits: Limits,
+        annotation: impl Fn(&str) -> Option<&'a str>,
+        defaults: &VmDefaults,
+    ) -> Result<Self, SpecError> {
+        let memory_mib = match annotation(annotation::MEMORY_MIB) {
             Some(value) => {
                 parse(annotation::MEMORY_MIB, value, "a number of MiB from 64 to 1048576", |mib: &u32| {
                     (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(mib)
@@ -51,7 +60,7 @@ impl VmShape {
             }
             None => limits.memory_mib(defaults),
         };
-        let vcpus = match annotation(spec, annotation::VCPUS) {
+        let vcpus = match annotation(annotation::VCPUS) {
             Some(value) => parse(annotation::VCPUS, value, "a number from 1 to 32", |count: &u8| {
                 (1..=VCPUS_MAX).contains(count)
             })?,

@@ -26,6 +26,7 @@ mod network;
 mod refused;
 mod resize;
 mod restarts;
+mod sandboxes;
 mod soak;
 mod streams;
 mod terminal;
