@@ -10,7 +10,7 @@ use serde_json::json;
 use super::containerd::{Containerd, Story, assert_lawful};
 use super::mount::Mounted;
 use super::namespace::Named;
-use super::{Pod, soon};
+use super::{Pod, eventually, soon};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -201,6 +201,8 @@ impl Life {
         // Those of a namespace that is gone are gone with it.
         if Path::new(&self.named.path()).exists() {
             assert_eq!(self.named.links(), self.links, "{fault}");
+            let holders = || self.named.holders();
+            eventually(|| holders().is_empty(), || format!("{fault}: {:?}", holders()));
         }
         let told = containerd.told();
         assert_lawful(&told, story);
