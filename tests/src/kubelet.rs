@@ -46,6 +46,16 @@ impl<'a> Pod<'a> {
         name: &str,
         change: impl FnOnce(&mut PodSandboxConfig),
     ) -> Result<Self, Refused> {
+        Self::try_run_by(containerd, containerd.handler(), name, change)
+    }
+
+    /// Runs one by this of containerd's runtimes.
+    pub fn try_run_by(
+        containerd: &'a Containerd,
+        handler: &str,
+        name: &str,
+        change: impl FnOnce(&mut PodSandboxConfig),
+    ) -> Result<Self, Refused> {
         let cri = Cri::connect(&containerd.socket());
         cri.pull(&busybox());
         let logs = containerd.file("hull-logs");
@@ -72,11 +82,27 @@ impl<'a> Pod<'a> {
         change(&mut config);
         let request = RunPodSandboxRequest {
             config: some(config.clone()),
-            runtime_handler: containerd.handler().into(),
+            runtime_handler: handler.into(),
             ..RunPodSandboxRequest::default()
         };
         let pod: RunPodSandboxResponse = cri.call("RunPodSandbox", &request)?;
         Ok(Self { containerd, cri, config, id: pod.pod_sandbox_id })
+    }
+
+    /// One that a containerd has which was restarted meanwhile.
+    pub fn known(containerd: &'a Containerd, id: String, config: PodSandboxConfig) -> Self {
+        Self { containerd, cri: Cri::connect(&containerd.socket()), config, id }
+    }
+
+    /// How the sandbox is, and what more there is to say of it.
+    pub fn sandbox_status(&self) -> (PodSandboxState, std::collections::HashMap<String, String>) {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: true,
+            ..PodSandboxStatusRequest::default()
+        };
+        let response: PodSandboxStatusResponse = self.cri.ok("PodSandboxStatus", &request);
+        (response.status.state.enum_value().unwrap(), response.info.clone())
     }
 
     /// Creates and starts a container.
@@ -179,10 +205,14 @@ impl<'a> Pod<'a> {
         text.lines().map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect()
     }
 
+    /// Its bundle.
+    pub fn bundle(&self) -> std::path::PathBuf {
+        self.containerd.pod_bundle(&self.id)
+    }
+
     /// What the shim wrote down about the pod.
     pub fn shim_record(&self) -> serde_json::Value {
-        let bundle = self.containerd.pod_bundle(&self.id);
-        serde_json::from_slice(&fs::read(bundle.join("shim.json")).unwrap()).unwrap()
+        serde_json::from_slice(&fs::read(self.bundle().join("shim.json")).unwrap()).unwrap()
     }
 
     /// Ends the pod and everything in it, the logs too.
