@@ -9,6 +9,9 @@ use crate::containerd::{Containerd, busybox};
 use crate::cri::*;
 use crate::eventually;
 
+/// gRPC's status code of who cannot answer yet.
+const UNAVAILABLE: u32 = 14;
+
 /// A kubelet for one pod.
 pub struct Pod<'a> {
     containerd: &'a Containerd,
@@ -91,17 +94,29 @@ impl<'a> Pod<'a> {
 
     /// One that a containerd has which was restarted meanwhile.
     pub fn known(containerd: &'a Containerd, id: String, config: PodSandboxConfig) -> Self {
-        Self { containerd, cri: Cri::connect(&containerd.socket()), config, id }
+        let pod = Self { containerd, cri: Cri::connect(&containerd.socket()), config, id };
+        // The plugin looks at its pods before it answers.
+        let up = || match pod.cri.call::<PodSandboxStatusResponse>("PodSandboxStatus", &pod.status_request())
+        {
+            Err(Refused { code: UNAVAILABLE, .. }) => None,
+            Err(Refused { message, .. }) if message.contains("unknown service") => None,
+            _ => Some(()),
+        };
+        eventually("the CRI plugin answers", up);
+        pod
+    }
+
+    fn status_request(&self) -> PodSandboxStatusRequest {
+        PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: true,
+            ..PodSandboxStatusRequest::default()
+        }
     }
 
     /// How the sandbox is, and what more there is to say of it.
     pub fn sandbox_status(&self) -> (PodSandboxState, std::collections::HashMap<String, String>) {
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: self.id.clone(),
-            verbose: true,
-            ..PodSandboxStatusRequest::default()
-        };
-        let response: PodSandboxStatusResponse = self.cri.ok("PodSandboxStatus", &request);
+        let response: PodSandboxStatusResponse = self.cri.ok("PodSandboxStatus", &self.status_request());
         (response.status.state.enum_value().unwrap(), response.info.clone())
     }
 

@@ -246,7 +246,10 @@ fn a_debugging_container_sees_its_targets_processes(containerd: Containerd) {
     containerd.left_nothing();
 }
 
-fn the_hosts_network_is_refused_and_nothing_is_left(containerd: Containerd) {
+// By the sandbox API containerd 2.1.9 itself dies of such a pod, before it asks the shim (containerd's issue 12983).
+#[test]
+fn the_hosts_network_is_refused_and_nothing_is_left() {
+    let containerd = Containerd::for_pods();
     let refused = Pod::try_run(&containerd, "host", |config| {
         let options = &mut config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
         options.namespace_options.mut_or_insert_default().network = NamespaceMode::NODE.into();
@@ -326,7 +329,6 @@ crate::in_pods_of_both_kinds!(
     limits_hold_are_changed_and_tell,
     memory_that_runs_out_costs_the_one_that_took_it,
     a_debugging_container_sees_its_targets_processes,
-    the_hosts_network_is_refused_and_nothing_is_left,
     an_image_is_a_volume_where_the_engine_can_do_that,
     probes_and_volumes_of_every_kind,
 );
