@@ -13,8 +13,8 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::EventsClient;
-use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use ttrpc::asynchronous::Client;
@@ -57,24 +57,26 @@ pub enum Event {
 
 impl Event {
     fn pack(&self) -> Result<(&'static str, Any), protobuf::Error> {
-        fn any<M: protobuf::MessageFull>(message: &M) -> Result<Any, protobuf::Error> {
-            Ok(Any {
-                type_url: M::descriptor().full_name().to_owned(),
-                value: message.write_to_bytes()?,
-                ..Any::default()
-            })
-        }
-        Ok(match self {
-            Self::Create(event) => ("/tasks/create", any(event)?),
-            Self::Start(event) => ("/tasks/start", any(event)?),
-            Self::ExecAdded(event) => ("/tasks/exec-added", any(event)?),
-            Self::ExecStarted(event) => ("/tasks/exec-started", any(event)?),
-            Self::Exit(event) => ("/tasks/exit", any(event)?),
-            Self::Oom(event) => ("/tasks/oom", any(event)?),
-            Self::Paused(event) => ("/tasks/paused", any(event)?),
-            Self::Resumed(event) => ("/tasks/resumed", any(event)?),
-            Self::Delete(event) => ("/tasks/delete", any(event)?),
-        })
+        // The names are written out: to ask the generated code for them takes what describes all messages, in the program
+        // and in memory.
+        let (topic, name, value) = match self {
+            Self::Create(event) => ("/tasks/create", "containerd.events.TaskCreate", event.write_to_bytes()),
+            Self::Start(event) => ("/tasks/start", "containerd.events.TaskStart", event.write_to_bytes()),
+            Self::ExecAdded(event) => {
+                ("/tasks/exec-added", "containerd.events.TaskExecAdded", event.write_to_bytes())
+            }
+            Self::ExecStarted(event) => {
+                ("/tasks/exec-started", "containerd.events.TaskExecStarted", event.write_to_bytes())
+            }
+            Self::Exit(event) => ("/tasks/exit", "containerd.events.TaskExit", event.write_to_bytes()),
+            Self::Oom(event) => ("/tasks/oom", "containerd.events.TaskOOM", event.write_to_bytes()),
+            Self::Paused(event) => ("/tasks/paused", "containerd.events.TaskPaused", event.write_to_bytes()),
+            Self::Resumed(event) => {
+                ("/tasks/resumed", "containerd.events.TaskResumed", event.write_to_bytes())
+            }
+            Self::Delete(event) => ("/tasks/delete", "containerd.events.TaskDelete", event.write_to_bytes()),
+        };
+        Ok((topic, Any { type_url: name.to_owned(), value: value?, ..Any::default() }))
     }
 }
 

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use oci_spec::runtime::{Hook, Hooks, Spec};
+use oci_spec::runtime::{Hook, Hooks};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+
+use crate::spec::Spec;
 
 /// For a hook that says nothing else.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,11 +42,11 @@ impl Told {
         let json = std::fs::read(bundle.join("config.json")).ok()?;
         let spec: Spec = serde_json::from_slice(&json).ok()?;
         let mut state = serde_json::json!({
-            "ociVersion": spec.version(),
+            "ociVersion": spec.oci_version,
             "id": id,
             "status": status,
             "bundle": bundle,
-            "annotations": spec.annotations(),
+            "annotations": spec.annotations,
         });
         if let Some(pid) = pid {
             state["pid"] = pid.into();
@@ -54,7 +56,7 @@ impl Told {
 
     /// Runs the hooks of a kind one after the other, up to the first that fails.
     async fn run(&self, kind: &'static str, of: fn(&Hooks) -> Option<&[Hook]>) -> Result<(), HookError> {
-        let hooks = self.spec.hooks().as_ref().and_then(of).unwrap_or_default();
+        let hooks = self.spec.hooks.as_ref().and_then(of).unwrap_or_default();
         for hook in hooks.iter().take(HOOKS_MAX) {
             run(hook, self.state.to_string().as_bytes()).await.map_err(|source| HookError {
                 kind,

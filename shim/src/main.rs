@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use hull_shim::{Failure, Invocation};
 
 fn main() -> ExitCode {
+    one_heap();
     let outcome = Invocation::parse(std::env::args_os().skip(1))
         .map_err(Failure::from)
         .and_then(|invocation| hull_shim::run(&invocation))
@@ -17,5 +18,14 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stderr(), "{failure}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Keeps all threads on one heap: they are few and wait, and each further heap of glibc's costs memory.
+fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread exists yet, and the parameter is a documented one.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }

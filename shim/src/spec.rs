@@ -11,6 +11,7 @@ mod namespaces;
 mod network;
 mod pod;
 mod role;
+mod schema;
 mod seccomp;
 mod shape;
 mod translate;
@@ -21,7 +22,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::{DeviceNodes, File as GuestFile, Namespaces};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::LinuxResources;
 use ttrpc::proto::Code;
 
 pub use devices::BlockDevice;
@@ -31,12 +32,14 @@ pub use namespaces::Issued;
 pub use network::NetworkChoice;
 pub use pod::{PodSpec, SandboxRequest, check_id};
 pub use role::Role;
+pub use schema::Spec;
 pub use shape::VmShape;
 pub use volumes::{Volume, VolumeAccess};
 
 use crate::cgroup::{CgroupPath, CgroupPathError};
 use crate::config::{Config, FILE};
 use crate::record::{Lifecycle, annotation};
+use schema::Process;
 
 /// The longest config.json, in bytes; it must fit in one message to the agent.
 const CONFIG_MAX: u64 = 2 << 20;
@@ -188,7 +191,7 @@ impl Document {
         }
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let spec: Spec = serde_json::from_slice(&bytes).map_err(malformed)?;
-        let role = Role::of(spec.annotations().as_ref(), id)?;
+        let role = Role::of(spec.annotations.as_ref(), id)?;
         Ok(Self { spec, id: id.to_owned(), files: Vec::new(), role })
     }
 
@@ -225,7 +228,7 @@ impl Document {
 
     /// The cgroup on the host that it asks for, which is the pod's.
     pub fn cgroup(&self) -> Result<Option<CgroupPath>, SpecError> {
-        let path = self.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let path = self.spec.linux.as_ref().and_then(|linux| linux.cgroups_path().as_ref());
         let path = path.filter(|path| !path.as_os_str().is_empty());
         let parse = |path: &PathBuf| {
             CgroupPath::parse(path).map_err(|source| SpecError::Cgroup { path: path.clone(), source })
@@ -240,7 +243,7 @@ impl Document {
 
     /// The pod's host name.
     pub fn hostname(&self) -> String {
-        bounded_hostname(self.spec.hostname().as_deref().unwrap_or(&self.id))
+        bounded_hostname(self.spec.hostname.as_deref().unwrap_or(&self.id))
     }
 
     /// The container in the guest. `issued` are the numbers of the pod's containers, if it is in one.
@@ -248,11 +251,11 @@ impl Document {
         let Self { mut spec, id, files: given, .. } = self;
         let (lifecycle, device_nodes) = (shape::lifecycle(&spec)?, shape::device_nodes(&spec)?);
         let limits = Limits::of_container(&spec);
-        let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
+        let root = spec.root.as_ref().ok_or(SpecError::Missing("root"))?.path().clone();
         let files = files::take(&mut spec, bundle, given)?;
         let translate::Beside { volumes, namespaces, devices } =
             translate::container(&mut spec, &id, issued)?;
-        let seccomp = spec.linux_mut().as_mut().map(seccomp::compile).transpose()?.flatten();
+        let seccomp = spec.linux.as_mut().map(seccomp::compile).transpose()?.flatten();
         let malformed = |source| SpecError::Malformed { what: "config.json", source };
         let guest_spec = serde_json::to_vec(&spec).map_err(malformed)?;
         Ok(ContainerConfig {
@@ -273,7 +276,7 @@ impl Document {
 /// Whoever may write a pod's specification is not the administrator: of Hull's annotations it may carry those on the
 /// administrator's list. Other clients of containerd, and `hull`, are the host's root.
 fn annotations_allowed(spec: &Spec, config: &Config) -> Result<(), SpecError> {
-    let Some(annotations) = spec.annotations() else { return Ok(()) };
+    let Some(annotations) = &spec.annotations else { return Ok(()) };
     if !annotations.contains_key(annotation::CRI_CONTAINER_TYPE) {
         return Ok(());
     }
@@ -304,7 +307,7 @@ pub fn exec_process(json: &[u8], terminal: crate::container::Terminal) -> Result
     let malformed = |source| SpecError::Malformed { what: "the exec's process", source };
     let mut process: Process = serde_json::from_slice(json).map_err(malformed)?;
     translate::process(&mut process)?;
-    process.set_terminal(Some(terminal == crate::container::Terminal::Yes));
+    process.set_terminal(terminal == crate::container::Terminal::Yes);
     serde_json::to_vec(&process).map_err(malformed)
 }
 

@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_tests::hull::{Hull, finished, image, said};
+use hull_tests::memory;
 use tempfile::{NamedTempFile, TempDir};
 
 #[path = "../../vmm/tests/support/control.rs"]
 mod control;
 mod io;
-mod memory;
 mod monitor;
 #[path = "../../vmm/tests/support/tap.rs"]
 mod tap;

@@ -2,12 +2,14 @@
 //!
 //! Tests that use this run one at a time: what appears meanwhile is theirs.
 
+mod netns;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Processes, mounts, network links, cgroups, sockets and files, each as a line.
+/// Processes, mounts, network links and who holds network namespaces, cgroups, sockets and files, each as a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot(BTreeSet<String>);
 
@@ -21,6 +23,7 @@ impl Snapshot {
         lines.extend(names("link", Path::new("/sys/class/net")));
         lines.extend(names("shm", Path::new("/dev/shm")));
         lines.extend(names("netns", Path::new("/run/netns")));
+        lines.extend(netns::references().iter().map(|reference| format!("netns {reference}")));
         lines.extend(names("lease", Path::new("/run/hull-networks/hull")));
         lines.extend(packet_filter());
         lines.extend(sockets());
@@ -125,4 +128,56 @@ fn below(what: &str, folder: &Path, kind: Kind) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::mpsc::channel;
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use nix::sched::{CloneFlags, unshare};
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    const LINK: &str = "/proc/thread-self/ns/net";
+    const NOTHING: Option<&str> = None;
+
+    /// What a snapshot says of a network namespace.
+    fn said_of(namespace: &str) -> Vec<String> {
+        let snapshot = Snapshot::take(Path::new("/nonexistent"));
+        snapshot.0.into_iter().filter(|line| line.starts_with(&format!("netns {namespace}"))).collect()
+    }
+
+    /// Needs root.
+    #[test]
+    fn whoever_holds_a_network_namespace_is_found() {
+        let (tell, told) = channel();
+        let (go, gone) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+            mount(NOTHING, "/", NOTHING, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NOTHING).unwrap();
+            let name = fs::read_link(LINK).unwrap().into_os_string().into_string().unwrap();
+            let file = File::open(LINK).unwrap();
+            let place = NamedTempFile::with_prefix("hull-e2e-").unwrap();
+            mount(Some(LINK), place.path(), NOTHING, MsFlags::MS_BIND, NOTHING).unwrap();
+            tell.send((name, file, place.path().display().to_string())).unwrap();
+            gone.recv().unwrap();
+            umount2(place.path(), MntFlags::empty()).unwrap();
+        });
+        let (name, file, place) = told.recv().unwrap();
+        let said = said_of(&name);
+        let own = std::process::id();
+        let mounted = format!("netns {name}: it is mounted at {place} in mnt:[");
+        let holds =
+            ["has a descriptor of it", "is in it"].map(|how| format!("netns {name}: process {own} {how}"));
+        assert!(said.len() == 3 && said[0].starts_with(&mounted) && said[1..] == holds, "{said:?}");
+        go.send(()).unwrap();
+        thread.join().unwrap();
+        assert_eq!(said_of(&name), holds[..1]);
+        drop(file);
+        // Its number may be another's by now.
+        assert!(!said_of(&name).contains(&holds[0]));
+    }
 }

@@ -18,6 +18,7 @@ pub mod hull;
 pub mod kubelet;
 pub mod leaks;
 pub mod libseccomp;
+pub mod memory;
 pub mod oci;
 pub mod peers;
 pub mod streaming;

@@ -18,13 +18,13 @@ struct Static {
     profile: &'static str,
 }
 
-/// Linked statically: they start faster, run on any distribution, and one of them runs where no library is. That one, the
-/// agent, is in every guest's memory, and is built to be small.
+/// Linked statically: they start faster, run on any distribution, and one of them runs where no library is, the agent. There is one
+/// of each for every pod: they are built to be small, the monitor and the broker only as far as it does not cost speed.
 const STATIC: [Static; 4] = [
     Static { package: "hull-vmm", binary: "hull-vmm", profile: "monitor" },
     Static { package: "hull-vmm", binary: "hull-fsd", profile: "monitor" },
-    Static { package: "containerd-shim-hull-v2", binary: "containerd-shim-hull-v2", profile: "release" },
-    Static { package: "hull-agent", binary: "hull-agent", profile: "agent" },
+    Static { package: "containerd-shim-hull-v2", binary: "containerd-shim-hull-v2", profile: "small" },
+    Static { package: "hull-agent", binary: "hull-agent", profile: "small" },
 ];
 
 /// Where cargo puts what it builds.
@@ -48,16 +48,14 @@ pub fn all() -> Result<(), Error> {
 
 fn binaries() -> Result<(), Error> {
     say("building hull, the shim, the monitor and the agent");
-    for profile in ["release", "monitor", "agent"] {
+    for profile in ["monitor", "small"] {
         let mut statics = cargo();
         let mut flags = ["-C", "target-feature=+crt-static"].map(str::to_owned).to_vec();
-        if profile != "release" {
-            flags.push("-Cforce-unwind-tables=no".to_owned());
-            flags.push(format!("-Clink-arg=-Wl,-T,{}", root().join("agent/no-unwinding.ld").display()));
-            flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
-            if packs_relocations()? {
-                flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
-            }
+        flags.push("-Cforce-unwind-tables=no".to_owned());
+        flags.push(format!("-Clink-arg=-Wl,-T,{}", root().join("agent/no-unwinding.ld").display()));
+        flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
+        if packs_relocations()? {
+            flags.push("-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned());
         }
         // A path may have spaces in it.
         statics.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::File as GuestFile;
 use hull_protocol::agent::{FILE_MOUNT, FILE_SIZE_MAX, FILES_MAX, is_valid_id};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::Mount;
 
-use super::SpecError;
+use super::{Spec, SpecError};
 
 const SHM: &str = "/dev/shm";
 
@@ -29,9 +29,9 @@ impl PodFiles {
     /// Mounts what the container has not from its client; the files are returned. Its /dev/shm becomes the pod's, as
     /// containerd writes it where it has one for the pod.
     pub fn give(&self, spec: &mut Spec) -> Vec<GuestFile> {
-        let read_only = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
+        let read_only = spec.root.as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or_default();
         let access = if read_only { "ro" } else { "rw" };
-        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        let mut mounts = spec.mounts.take().unwrap_or_default();
         let bound = |destination: &str, mounts: &[Mount]| {
             mounts.iter().any(|mount| mount.destination() == Path::new(destination) && is_bind(mount))
         };
@@ -53,7 +53,7 @@ impl PodFiles {
                 });
             }
         }
-        spec.set_mounts(Some(mounts));
+        spec.mounts = Some(mounts);
         files
     }
 }
@@ -71,7 +71,7 @@ fn own_mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> M
 /// which are beside those `given`.
 pub fn take(spec: &mut Spec, bundle: &Path, given: Vec<GuestFile>) -> Result<Vec<GuestFile>, SpecError> {
     let mut files = given;
-    let Some(mounts) = spec.mounts_mut() else { return Ok(files) };
+    let Some(mounts) = &mut spec.mounts else { return Ok(files) };
     for mount in mounts.iter_mut().filter(|mount| is_relative_bind(mount)) {
         let source = mount.source().as_deref().unwrap_or(Path::new("")).to_owned();
         let is_there = |name: &&str| is_valid_id(name) && bundle.join(name).is_file();
@@ -144,7 +144,7 @@ mod tests {
         let mut spec = with("hosts");
         let files = take(&mut spec, bundle.path(), Vec::new()).unwrap();
         assert_eq!((files[0].name.as_str(), &files[0].content[..]), ("hosts", &b"127.0.0.1 localhost\n"[..]));
-        let mounts = serde_json::to_value(spec.mounts()).unwrap();
+        let mounts = serde_json::to_value(&spec.mounts).unwrap();
         assert_eq!(mounts[0]["type"], "bind");
         assert_eq!(
             mounts[1],
@@ -182,7 +182,7 @@ mod tests {
         );
         let names: Vec<_> = pod.give(&mut of_kubelet).into_iter().map(|file| file.name).collect();
         assert_eq!(names, ["resolv.conf", "hostname"]);
-        let mounts = serde_json::to_value(of_kubelet.mounts()).unwrap();
+        let mounts = serde_json::to_value(&of_kubelet.mounts).unwrap();
         let destinations: Vec<_> =
             mounts.as_array().unwrap().iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
         assert_eq!(destinations, ["/etc/hosts", "/dev/shm", "/etc/resolv.conf", "/etc/hostname"]);
@@ -193,7 +193,7 @@ mod tests {
             json!([{"destination": "/dev/shm", "type": "bind", "source": "/srv/shm", "options": ["rbind"]}]);
         let mut with_volume = spec(volume, false);
         assert_eq!(pod.give(&mut with_volume).len(), 3);
-        let mounts = serde_json::to_value(with_volume.mounts()).unwrap();
+        let mounts = serde_json::to_value(&with_volume.mounts).unwrap();
         assert_eq!(mounts[0]["source"], "/srv/shm");
         assert_eq!(mounts[1]["options"], json!(["rprivate", "rw"]));
     }

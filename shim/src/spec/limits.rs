@@ -1,7 +1,8 @@
 //! What bounds a container, as far as the size of its VM depends on it; and what an update makes of it.
 
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
+use super::Spec;
 use super::shape::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX, VmShape, annotation};
 use crate::config::VmDefaults;
 use crate::size;
@@ -23,7 +24,7 @@ pub struct Limits {
 impl Limits {
     /// Those of a container.
     pub fn of_container(spec: &Spec) -> Self {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources().as_ref());
         resources.map_or_else(Self::default, |resources| Self::default().updated(resources))
     }
 

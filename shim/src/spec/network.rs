@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::LinuxNamespaceType;
 
-use super::{Role, SpecError};
+use super::{Role, Spec, SpecError};
 
 /// The network of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl NetworkChoice {
     /// What the spec says of it. The host's own network is an error: a VM has a network stack of its own.
     pub fn of(spec: &Spec) -> Result<Self, SpecError> {
         let namespaces =
-            spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+            spec.linux.as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
         let Some(network) =
             namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
         else {
@@ -62,7 +62,7 @@ fn is_ours(path: &Path) -> bool {
 /// Takes out the kernel parameters of the network: it is the whole guest's, so they are set for the pod, not by the
 /// container. A sandbox, which is no container in the guest, cannot have any others.
 pub fn take_sysctls(spec: &mut Spec, role: &Role) -> Result<HashMap<String, String>, SpecError> {
-    let Some(linux) = spec.linux_mut() else { return Ok(HashMap::new()) };
+    let Some(linux) = &mut spec.linux else { return Ok(HashMap::new()) };
     let all = linux.sysctl_mut().take().unwrap_or_default();
     if *role == Role::Sandbox {
         return only_network(all);
@@ -100,7 +100,7 @@ mod tests {
         let mut alone = spec();
         let taken = take_sysctls(&mut alone, &Role::Alone).unwrap();
         assert_eq!((taken.len(), taken["net.core.somaxconn"].as_str()), (2, "9"));
-        let left = alone.linux().as_ref().unwrap().sysctl().clone().unwrap();
+        let left = alone.linux.as_ref().unwrap().sysctl().clone().unwrap();
         assert_eq!(left.keys().collect::<Vec<_>>(), ["kernel.shmmax"]);
         let error = take_sysctls(&mut spec(), &Role::Sandbox).unwrap_err().to_string();
         assert!(error.contains("kernel.shmmax") && error.contains("net.*"), "{error}");

@@ -4,10 +4,9 @@
 use std::str::FromStr;
 
 use hull_protocol::agent::api::agent::DeviceNodes;
-use oci_spec::runtime::Spec;
 
 use super::limits::Limits;
-use super::{Role, SpecError};
+use super::{Role, Spec, SpecError};
 use crate::config::VmDefaults;
 use crate::record::{Lifecycle, annotation};
 
@@ -93,7 +92,7 @@ pub fn device_nodes(spec: &Spec) -> Result<DeviceNodes, SpecError> {
 
 /// The value of an annotation.
 pub(super) fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
-    spec.annotations().as_ref()?.get(name).map(String::as_str)
+    spec.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 fn parse<T: FromStr>(

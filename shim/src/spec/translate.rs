@@ -22,12 +22,13 @@ use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::api::agent::Namespaces;
 use hull_protocol::agent::{FILE_MOUNT, SHARED_TMPFS_MOUNT};
-use oci_spec::runtime::{Linux, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxResources, Mount};
 
-use super::SpecError;
 use super::devices::{self, BlockDevice};
 use super::namespaces::{self, Issued};
+use super::schema::Process;
 use super::volumes::{self, Volume};
+use super::{Spec, SpecError};
 
 const SHM: &str = "/dev/shm";
 const GUEST_FILE_SYSTEMS: [&str; 8] =
@@ -46,27 +47,27 @@ pub struct Beside {
 
 /// Translates a container's spec in place. `issued` are the numbers of the pod's containers, if it is in one.
 pub fn container(spec: &mut Spec, id: &str, issued: Option<&Issued>) -> Result<Beside, SpecError> {
-    process(spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?)?;
-    if let Some(root) = spec.root_mut() {
+    process(spec.process.as_mut().ok_or(SpecError::Missing("process"))?)?;
+    if let Some(root) = &mut spec.root {
         root.set_path(PathBuf::from("rootfs"));
     } else {
         return Err(SpecError::Missing("root"));
     }
-    if let Some(hooks) = spec.hooks_mut() {
+    if let Some(hooks) = &mut spec.hooks {
         // Deprecated, and still what docker writes.
         #[allow(deprecated)]
         hooks.set_prestart(None);
         hooks.set_create_runtime(None).set_poststart(None).set_poststop(None);
     }
     let shm = if issued.is_some() { SHARED_TMPFS_MOUNT } else { "tmpfs" };
-    let mounts = spec.mounts().clone().unwrap_or_default();
+    let mounts = spec.mounts.take().unwrap_or_default();
     let mut volumes = Vec::new();
     let mounts: Vec<Mount> = mounts
         .into_iter()
         .map(|mount| translate_mount(mount, id, shm, &mut volumes))
         .collect::<Result<_, _>>()?;
-    spec.set_mounts(Some(mounts));
-    let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
+    spec.mounts = Some(mounts);
+    let linux = spec.linux.as_mut().ok_or(SpecError::Missing("linux"))?;
     let namespaces = namespaces::join(linux, issued)?;
     self::linux(linux, id);
     let devices = devices::take(linux)?;
@@ -75,13 +76,13 @@ pub fn container(spec: &mut Spec, id: &str, issued: Option<&Issued>) -> Result<B
 
 /// Translates a process in place.
 pub fn process(process: &mut Process) -> Result<(), SpecError> {
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
+    process.drop_nulls();
+    if !process.has_program() {
         return Err(SpecError::Missing("process.args: there is no program to run"));
     }
-    if process.apparmor_profile().is_some() || process.selinux_label().is_some() {
+    let labels = ["apparmorProfile", "selinuxLabel"].map(|label| process.remove(label));
+    if labels.contains(&true) {
         log::debug!("AppArmor profile and SELinux label are left out: the VM confines the container");
-        process.set_apparmor_profile(None);
-        process.set_selinux_label(None);
     }
     Ok(())
 }
@@ -232,7 +233,7 @@ mod tests {
             volume("web.1", "/srv/b", VolumeAccess::ReadWrite),
         ];
         assert_eq!(volumes, wanted);
-        let mounts = serde_json::to_value(parsed.mounts()).unwrap();
+        let mounts = serde_json::to_value(&parsed.mounts).unwrap();
         assert_eq!(
             mounts[0],
             json!({"destination": "/a", "type": "hull-volume", "source": "web.0", "options": ["ro", "rprivate"]})

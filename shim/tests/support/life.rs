@@ -17,7 +17,7 @@ use ttrpc::context::{Context, with_timeout};
 use super::containerd::{Containerd, Story, assert_lawful};
 use super::mount::Mounted;
 use super::namespace::Named;
-use super::{PATIENCE, Pod, soon};
+use super::{PATIENCE, Pod, eventually, soon};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -291,6 +291,8 @@ impl Life {
         // Those of a namespace that is gone are gone with it.
         if Path::new(&self.named.path()).exists() {
             assert_eq!(self.named.links(), self.links, "{fault}");
+            let holders = || self.named.holders();
+            eventually(|| holders().is_empty(), || format!("{fault}: {:?}", holders()));
         }
         let told = containerd.told();
         assert_lawful(&told, story);

@@ -9,6 +9,8 @@ pub mod few;
 pub mod life;
 pub mod mount;
 pub mod namespace;
+#[path = "../../../tests/src/leaks/netns.rs"]
+pub mod netns;
 
 use std::fs;
 use std::io::{Read, Write};

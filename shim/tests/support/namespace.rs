@@ -1,7 +1,11 @@
 //! A network namespace as CNI makes it. Needs root.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::netns::{self, Holder, Reference};
 
 pub fn run(program: &str, words: &str) -> String {
     attempt(program, words).unwrap_or_else(|error| panic!("{program} {words}: {error}"))
@@ -45,6 +49,14 @@ impl Named {
 
     pub fn ip(&self, words: &str) -> String {
         run("ip", &format!("-n {} {words}", self.0))
+    }
+
+    /// Who holds it besides its name.
+    pub fn holders(&self) -> Vec<Reference> {
+        let name = format!("net:[{}]", fs::metadata(self.path()).unwrap().ino());
+        let mut all = netns::references();
+        all.retain(|one| one.namespace == name && !matches!(one.by, Holder::Mount(..)));
+        all.into_iter().collect()
     }
 
     /// Which links there are, and which of them redirect.

@@ -1,11 +1,12 @@
-//! What a boot may cost, as counts: a count hardly depends on the machine, a time does.
+//! What a boot and an idle pod may cost, as counts and memory: those hardly depend on the machine, a time does.
 //!
 //! The bounds only go down. To lower one, run this test with `--nocapture` in a few hosts and write a little more than
 //! what the printed lines show; a bound that is exceeded is not raised: find out who asks for more.
 
 use std::fs;
 
-use hull_tests::hull::Hull;
+use hull_tests::hull::{Hull, binaries};
+use hull_tests::memory;
 
 /// Boots of which the cheapest counts: a busy host adds ticks of the timer, it takes none away.
 const BOOTS: usize = 3;
@@ -35,5 +36,29 @@ fn a_boot_takes_no_more_exits_and_interrupts_than_it_used_to() {
         let least = boots.iter().map(|boot| boot[figure].as_u64().unwrap()).min().unwrap();
         assert!((1..=most).contains(&least), "{figure} up to the agent's word: {least} of at most {most}");
     }
+    hull.left_nothing();
+}
+
+/// Of the shim's program, in bytes: its pages are its own where only one shim runs.
+const SHIM_MAX: u64 = 3_000_000;
+/// What a shim alone has to itself, in KiB.
+const SHIM_PRIVATE_MAX: u64 = 4 << 10;
+/// What is charged to one pod's shim and monitor, besides its guest's memory, in KiB.
+const PSS_MAX: u64 = 8 << 10;
+
+#[test]
+fn an_idle_pod_takes_little_memory_besides_its_guests() {
+    let program = fs::metadata(binaries().join("containerd-shim-hull-v2")).unwrap().len();
+    assert!(program <= SHIM_MAX, "the shim's program has {program} bytes");
+    let hull = Hull::new();
+    let id = hull.detached(&["-m", "384m"], "busybox", &["sleep", "600"]);
+    let record = hull.shim_record(&id);
+    let pid = |name: &str| record[name].as_u64().unwrap();
+    let shim = memory::whole(pid("shim_pid"));
+    let monitor = memory::split(pid("vmm_pid"), 512 << 20).0;
+    println!("shim: {shim:?}, monitor: {monitor:?}");
+    assert!((1..=SHIM_PRIVATE_MAX).contains(&shim.private), "the shim: {shim:?}");
+    assert!(shim.pss + monitor.pss <= PSS_MAX, "the shim: {shim:?}, the monitor: {monitor:?}");
+    hull.ok(["rm", "-f", &id]);
     hull.left_nothing();
 }
