@@ -42,6 +42,7 @@ mod exits;
 mod hostile;
 mod images;
 mod kubelet;
+mod layers;
 mod limits;
 mod load;
 mod metrics;
