@@ -89,10 +89,8 @@ fn ctr_gives_a_device_to_a_container_alone() {
     containerd.left_nothing();
 }
 
-#[test]
-fn a_pods_containers_share_a_block_volume() {
+fn a_pods_containers_share_a_block_volume(containerd: Containerd) {
     let disk = Loop::new();
-    let containerd = Containerd::for_pods();
     let pod = Pod::run(&containerd, "block", NamespaceMode::CONTAINER);
     let with = |name: &str, permissions: &str, attempt: u32| {
         pod.try_container(name, "sleep 1000", |config| {
@@ -153,3 +151,5 @@ fn hull_run_takes_a_device_as_docker_does() {
     assert!(said.code == 125 && said.err.contains("not a block device"), "{said:?}");
     hull.left_nothing();
 }
+
+crate::in_pods_of_both_kinds!(a_pods_containers_share_a_block_volume);
