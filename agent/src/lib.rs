@@ -38,6 +38,7 @@ pub mod oci;
 pub mod outside;
 mod pod;
 mod reap;
+mod resolver;
 mod rootfs;
 mod server;
 mod slots;

@@ -1,5 +1,5 @@
 //! Connections of the host's that carry bytes: each says in one line what it is for, is answered, and is handed to the process
-//! whose stream it is, or joined to a port that some process listens on.
+//! whose stream it is, joined to a port that some process listens on, or asked the questions for the pod's name server.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use hull_protocol::agent::{Opening, STREAM_LINE_MAX, StreamHeader, StreamHeaderError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::container::{ProcessName, Registry, Request};
 use crate::error::Error;
+use crate::resolver;
 use crate::stdio::{Attachment, Connection};
 
 /// How long a connection may take to name its stream.
@@ -32,12 +33,15 @@ enum StreamError {
     Refused(#[from] Error),
     #[error("cannot connect to port {port}: {source}")]
     Port { port: NonZeroU16, source: io::Error },
+    #[error("cannot listen where a name server is asked: {0}")]
+    Resolver(io::Error),
 }
 
 /// What a connection was for, found.
 enum Found {
     Stream(oneshot::Sender<Attachment>),
     Port(TcpStream),
+    Resolver(UdpSocket),
 }
 
 /// Serves one connection: a stream's up to the point where the process has it, a port's to its end.
@@ -63,6 +67,11 @@ pub async fn serve(containers: Registry, mut connection: Box<dyn Connection>) {
         Found::Port(port) => {
             if let Err(error) = join(connection, &early, port).await {
                 log::debug!("a connection to a port ends: {error}");
+            }
+        }
+        Found::Resolver(socket) => {
+            if let Err(error) = resolver::serve(connection, early, socket).await {
+                log::info!("the pod's name server is asked no more: {error}");
             }
         }
     }
@@ -107,6 +116,7 @@ async fn find(
         Opening::Port(port) => {
             Found::Port(connect(port).await.map_err(|source| StreamError::Port { port, source })?)
         }
+        Opening::Resolver => Found::Resolver(resolver::listen().await.map_err(StreamError::Resolver)?),
     };
     Ok((found, early))
 }

@@ -76,6 +76,7 @@ pub mod api {
 }
 
 pub mod memory;
+pub mod resolver;
 mod stream;
 
 pub use stream::{Opening, StreamHeader, StreamHeaderError, StreamKind, is_valid_id};

@@ -16,12 +16,14 @@
 //! | [`tap`] | a tap beside an interface |
 //! | [`vhost`] | whether the kernel moves its frames |
 //! | [`describe`] | the same for the agent |
+//! | [`resolver`] | docker's name server, on that loopback |
 //! | [`loopback`] | the ports of the namespace's loopback, for who enters it to reach the pod's |
 
 mod bpf;
 mod describe;
 mod loopback;
 mod namespace;
+mod resolver;
 mod scan;
 mod tap;
 #[cfg(test)]
@@ -42,6 +44,7 @@ use serde::{Deserialize, Serialize};
 
 pub use loopback::Loopback;
 pub use namespace::Namespace;
+pub use resolver::name_server;
 #[cfg(test)]
 pub use tap::bare as bare_tap;
 

@@ -22,6 +22,7 @@ mod network;
 mod news;
 mod relay;
 mod resize;
+mod resolver;
 mod rootfs;
 #[cfg(test)]
 mod rounds;

@@ -14,6 +14,9 @@ pub fn is_valid_id(id: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
 
+/// The line of [`Opening::Resolver`].
+const RESOLVER: &str = "resolver";
+
 /// One of a process's standard streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamKind {
@@ -35,14 +38,16 @@ impl StreamKind {
     }
 }
 
-/// What a connection is for: a standard stream, by its [`StreamHeader`], or `port <number>`, a TCP port that a program of the
-/// pod listens on.
+/// What a connection is for: a standard stream, by its [`StreamHeader`]; `port <number>`, a TCP port that a program of the
+/// pod listens on; or `resolver`, the questions for the pod's name server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opening {
     /// A standard stream.
     Stream(StreamHeader),
     /// A port, by the guest's loopback: bytes go both ways, each until its half-close.
     Port(NonZeroU16),
+    /// A name server on the host's side of the pod's network: see [`resolver`](super::resolver).
+    Resolver,
 }
 
 /// Names a stream: `<container> <exec or -> <stdin|stdout|stderr>`.
@@ -126,6 +131,7 @@ impl fmt::Display for Opening {
         match self {
             Self::Stream(header) => header.fmt(f),
             Self::Port(port) => write!(f, "port {port}"),
+            Self::Resolver => f.write_str(RESOLVER),
         }
     }
 }
@@ -135,6 +141,7 @@ impl FromStr for Opening {
 
     fn from_str(line: &str) -> Result<Self, Self::Err> {
         match line.split_once(' ') {
+            None if line == RESOLVER => Ok(Self::Resolver),
             // A stream of a container of this name has a word more.
             Some(("port", port)) if !port.contains(' ') => {
                 let wrong = |_| StreamHeaderError::Port(port.to_owned());
@@ -180,6 +187,8 @@ mod tests {
         }
         let header = StreamHeader::new("port", None, StreamKind::Stdin).unwrap();
         assert_eq!("port - stdin".parse(), Ok(Opening::Stream(header)));
+        assert_eq!(Opening::Resolver.to_string().parse(), Ok(Opening::Resolver));
+        assert!("resolver x".parse::<Opening>().is_err());
     }
 
     proptest! {

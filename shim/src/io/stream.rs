@@ -59,6 +59,11 @@ impl Streams {
         self.open("a connection to a port", &Opening::Port(port)).await
     }
 
+    /// The questions for the pod's name server.
+    pub async fn resolver(&self) -> Result<UnixStream, StdioError> {
+        self.open("the questions for a name server", &Opening::Resolver).await
+    }
+
     async fn open(&self, stream: &'static str, opening: &Opening) -> Result<UnixStream, StdioError> {
         tokio::select! {
             result = tokio::time::timeout(DEADLINE, shake_hands(&self.socket, opening)) => match result {

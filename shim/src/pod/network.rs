@@ -10,7 +10,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::hotplug::PlugError;
+use super::resolver::Resolver;
 use super::{Agent, Monitor, StartError};
+use crate::io::Streams;
 use crate::network::{NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 
 /// Changes come in crowds: so long is waited for the rest of one. Also the shortest time between two looks.
@@ -33,13 +35,19 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts the task.
-    pub async fn start(settled: Settled, monitor: Monitor, agent: Agent) -> Result<Self, NetworkError> {
+    pub async fn start(
+        settled: Settled,
+        monitor: Monitor,
+        agent: Agent,
+        streams: Streams,
+    ) -> Result<Self, NetworkError> {
         let watcher = settled.network.watcher().await?;
         let failed = |source| NetworkError::Namespace { what: "watch the pod's network".to_owned(), source };
         let watcher = crate::readiness::watch(watcher).map_err(failed)?;
         let (asks, inbox) = mpsc::channel(1);
         let record = settled.network.record();
-        tokio::spawn(Keeping { settled, monitor, agent }.run(inbox, watcher));
+        let keeping = Keeping { settled, monitor, agent, streams, resolver: None };
+        tokio::spawn(keeping.run(inbox, watcher));
         Ok(Self { asks, record })
     }
 
@@ -63,6 +71,9 @@ struct Keeping {
     settled: Settled,
     monitor: Monitor,
     agent: Agent,
+    streams: Streams,
+    /// Where the pod's network has a name server on the host's side.
+    resolver: Option<Resolver>,
 }
 
 impl Keeping {
@@ -108,7 +119,19 @@ impl Keeping {
             self.agent.configure_network(&description).await?;
             self.settled.told = description;
         }
+        self.serve_names().await;
         Ok(())
+    }
+
+    /// Begins to pass on questions where there is somebody to ask. A container is worth having without.
+    async fn serve_names(&mut self) {
+        if self.resolver.as_ref().is_some_and(Resolver::is_serving) {
+            return;
+        }
+        match Resolver::start(self.settled.network.namespace(), &self.streams).await {
+            Ok(started) => self.resolver = started,
+            Err(error) => log::warn!("the name server of the pod's network cannot be asked: {error}"),
+        }
     }
 
     async fn plug(&self, device: NetworkDevice) -> Result<(), PlugError> {

@@ -264,7 +264,7 @@ impl Booting {
                     if spec.ports == Ports::Forwarded {
                         forward(settled.network.namespace(), streams.clone(), &mut undo).await;
                     }
-                    Some(hand_over(settled, &monitor, &agent).await?)
+                    Some(hand_over(settled, &monitor, &agent, &streams).await?)
                 }
                 None => None,
             };
@@ -420,11 +420,16 @@ async fn join(
 }
 
 /// Tells the guest of its network, and has it looked after from then on.
-async fn hand_over(settled: Settled, monitor: &Monitor, agent: &Agent) -> Result<Keeper, StartError> {
+async fn hand_over(
+    settled: Settled,
+    monitor: &Monitor,
+    agent: &Agent,
+    streams: &Streams,
+) -> Result<Keeper, StartError> {
     if !settled.told.interfaces.is_empty() {
         agent.configure_network(&settled.told).await?;
     }
-    Ok(Keeper::start(settled, monitor.clone(), agent.clone()).await?)
+    Ok(Keeper::start(settled, monitor.clone(), agent.clone(), streams.clone()).await?)
 }
 
 /// Makes the pod's ports reachable in its network namespace. A pod is worth having without.

@@ -140,18 +140,21 @@ fn health_is_watched_and_failures_are_restarted() {
     docker.left_nothing();
 }
 
+/// What a web server answers.
+fn fetched(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
 #[test]
 fn a_port_is_published_and_containers_reach_one_another() {
     let docker = Docker::start();
     let serve = "mkdir /www && echo hello >/www/index.html && exec httpd -f -p 80 -h /www";
     docker.ok(["run", "-d", "--name", "web", "-p", "127.0.0.1:18080:80", IMAGE, "sh", "-c", serve]);
-    eventually("the published port answers", || {
-        let mut stream = TcpStream::connect("127.0.0.1:18080").ok()?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.ends_with("hello\n").then_some(())
-    });
+    eventually("the published port answers", || (fetched("127.0.0.1:18080")? == "hello\n").then_some(()));
     let address = docker.inspect("web")["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
     let url = format!("http://{address}/");
     assert_eq!(docker.ok(["run", "--rm", IMAGE, "wget", "-qO-", &url]), "hello");
@@ -175,5 +178,49 @@ fn a_block_device_of_the_host_is_a_disk() {
     assert_eq!(disk.reads(0, 13), "from the host");
     let said = docker.ok(run(&["--rm"], &["sh", "-c", "ls /dev/given /sys/block 2>&1 | grep -c vd; true"]));
     assert_eq!(said, "0", "nobody asked for it");
+    docker.left_nothing();
+}
+
+#[test]
+fn three_services_of_a_network_know_one_another_by_name() {
+    let docker = Docker::start();
+    docker.ok(["network", "create", "stack"]);
+    // The image's wget is a static program, which can ask no name server; its nslookup can.
+    let find = |name: &str| {
+        format!("nslookup -type=a {name} | awk '/^Name/ {{ f = 1 }} f && /^Address/ {{ print $2 }}'")
+    };
+    // Each has a page of its own, and behind it that of the service it asks by name.
+    let service = |name: &str, asks: &str, options: &[&str]| {
+        let ask = if asks.is_empty() {
+            "true".to_owned()
+        } else {
+            format!("wget -qO /www/other \"http://$({})/\"", find(asks))
+        };
+        let script = format!(
+            "mkdir /www; until {ask}; do sleep 1; done; {{ echo {name}; cat /www/other; }} >/www/index.html 2>/dev/null
+             exec httpd -f -p 80 -h /www"
+        );
+        let words = ["-d", "--network", "stack", "--name", name];
+        docker.ok([&["run"], &words[..], options, &[IMAGE, "sh", "-c", &script]].concat());
+    };
+    service("web", "app", &["-p", "127.0.0.1:18081:80"]);
+    service("app", "store", &[]);
+    // The last that is started is the first to serve; it is asked by a second name.
+    service("db", "", &["--network-alias", "store"]);
+    eventually("all three have answered", || (fetched("127.0.0.1:18081")? == "web\napp\ndb\n").then_some(()));
+    let said = docker.ok(["exec", "app", "nslookup", "-type=a", "db"]);
+    let address = docker.inspect("db")["NetworkSettings"]["Networks"]["stack"]["IPAddress"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(said.contains("127.0.0.11") && said.contains(&address), "{said}");
+    // A service that comes again has another address, perhaps, and the same name.
+    docker.ok(["restart", "-t", "0", "db"]);
+    let again = format!("wget -qO- \"http://$({})/\"", find("db"));
+    eventually("it is found again", || {
+        (docker.run(["exec", "app", "sh", "-c", &again]).out == "db\n").then_some(())
+    });
+    docker.ok(["rm", "-f", "web", "app", "db"]);
+    docker.ok(["network", "rm", "stack"]);
     docker.left_nothing();
 }
