@@ -162,6 +162,7 @@ impl Error {
             )
             | Self::Rootfs(
                 RootfsError::NoLower
+                | RootfsError::Layers
                 | RootfsError::Serial(_)
                 | RootfsError::NoSize
                 | RootfsError::Files(_)

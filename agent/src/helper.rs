@@ -12,6 +12,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::launch::UserNamespace;
 use crate::reap::Children;
+use crate::sys::disk::{self, Partition};
 use crate::sys::mount::{self, Depth, MountAttr};
 use crate::sys::process::{self, Cloned, Ended};
 use crate::sys::{path, socket};
@@ -61,6 +62,18 @@ pub enum Work {
     Unmount {
         /// Absolute.
         path: CString,
+    },
+    /// Takes a mount off its place, and all those below it. Nothing being mounted is fine.
+    Detach {
+        /// Absolute.
+        path: CString,
+    },
+    /// Makes a part of a disk a disk of its own.
+    AddPartition {
+        /// The whole disk's node.
+        disk: CString,
+        /// Which part.
+        partition: Partition,
     },
     /// Writes to a file of the kernel that takes a whole text at once.
     WriteControl {
@@ -230,6 +243,13 @@ fn perform(work: &Work) -> nix::Result<()> {
             Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
             result => result,
         },
+        Work::Detach { path } => match mount::unmount(path, libc::UMOUNT_NOFOLLOW | libc::MNT_DETACH) {
+            Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+            result => result,
+        },
+        Work::AddPartition { disk, partition } => {
+            disk::add_partition(path::open(disk, libc::O_RDONLY)?.as_fd(), *partition)
+        }
         Work::WriteControl { path, text } => {
             let file = path::open(path, libc::O_WRONLY)?;
             path::write_control(file.as_fd(), text.as_bytes())
@@ -262,7 +282,10 @@ fn describe(work: &Work) -> String {
         }
         Work::Bind { source, target, .. } => format!("bind {} on {}", text(source), text(target)),
         Work::CopyAttributes { to, .. } => format!("set the owner of {}", text(to)),
-        Work::Unmount { path } => format!("unmount {}", text(path)),
+        Work::Unmount { path } | Work::Detach { path } => format!("unmount {}", text(path)),
+        Work::AddPartition { disk, partition } => {
+            format!("make partition {} of {}", partition.number, text(disk))
+        }
         Work::WriteControl { path, text: value } => format!("write {} to {}", text(value), text(path)),
         Work::WriteFile { path, .. } => format!("write {}", text(path)),
         Work::RemoveDirectory { path } => format!("remove directory {}", text(path)),

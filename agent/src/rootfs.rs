@@ -1,7 +1,9 @@
-//! A container's root file system in the agent's mount namespace: a read-only lower layer from a disk, and over it, if asked
+//! A container's root file system in the agent's mount namespace: read-only lower layers from a disk, and over them, if asked
 //! for, a writable one on tmpfs or on a disk; or a whole one, a disk or a folder that the host shares.
 //!
 //! Owns the directory `<run>/<id>` and what is mounted in it. The container sees a copy in its own mount namespace.
+
+mod layers;
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +18,7 @@ use crate::launch::UserNamespace;
 use crate::reap::Children;
 use crate::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
 use crate::volumes::Volumes;
+use layers::Lower;
 
 /// The longest serial number that virtio-blk has (virtio 1.3 §5.2.6).
 const SERIAL_MAX: usize = 20;
@@ -38,6 +41,9 @@ pub enum RootfsError {
     /// Not the name of a folder that the host shares.
     #[error("rootfs: {0:?} is not the name of a shared folder")]
     Folder(String),
+    /// Lengths of layers that no disk can have.
+    #[error("rootfs: the lengths of the layers cannot be right")]
+    Layers,
     /// A whole root file system takes no layer above it.
     #[error("rootfs: only an erofs disk takes an upper layer")]
     Upper,
@@ -193,12 +199,12 @@ impl Rootfs {
         request: &api::Rootfs,
         user: Option<&Arc<UserNamespace>>,
     ) -> Result<Vec<Work>, RootfsError> {
-        let [lower, upper, root] = ["lower", "upper", "rootfs"].map(|name| c_path(&self.base.join(name)));
+        let [upper, root] = ["upper", "rootfs"].map(|name| c_path(&self.base.join(name)));
         let directory = |path: &CString| Work::MakeDirectory { path: path.clone(), mode: 0o755 };
         let mut work = vec![directory(&c_path(&self.base)), directory(&root)];
         let whole = |mount| if request.upper.is_none() { Ok(mount) } else { Err(RootfsError::Upper) };
         let disk = match &request.lower {
-            Some(api::rootfs::Lower::Erofs(disk)) => disks.find(&disk.serial)?,
+            Some(api::rootfs::Lower::Erofs(disk)) => disk,
             Some(api::rootfs::Lower::Shared(folder)) => {
                 let source = volumes.folder(&folder.name);
                 let source = source.ok_or_else(|| RootfsError::Folder(folder.name.clone()))?;
@@ -214,12 +220,13 @@ impl Rootfs {
             Some(_) => return Err(RootfsError::UnknownKind),
             None => return Err(RootfsError::NoLower),
         };
+        let below = Lower::of(disks, disk, self.base.join("lower"))?;
         let Some(upper_request) = &request.upper else {
-            work.push(mount_disk(disks, "erofs", &disk, &root, ATTR_RDONLY, user));
+            work.extend(below.alone(root, user));
             return Ok(work);
         };
-        work.extend([directory(&lower), directory(&upper)]);
-        work.push(mount_disk(disks, "erofs", &disk, &lower, ATTR_RDONLY, user));
+        work.push(directory(&upper));
+        work.extend(below.mount(user));
         work.push(match upper_request {
             api::rootfs::Upper::Tmpfs(tmpfs) if tmpfs.size_bytes == 0 => return Err(RootfsError::NoSize),
             api::rootfs::Upper::Tmpfs(tmpfs) => Work::Mount {
@@ -238,29 +245,22 @@ impl Rootfs {
             }
             _ => return Err(RootfsError::UnknownKind),
         });
-        let [data, scratch] = ["upper/data", "upper/work"].map(|name| c_path(&self.base.join(name)));
+        let [data, scratch] = ["upper/upper", "upper/work"].map(|name| c_path(&self.base.join(name)));
         work.extend([directory(&data), directory(&scratch)]);
         // The root directory's owner and mode are those of the upper layer's.
-        work.push(Work::CopyAttributes { from: lower.clone(), to: data.clone() });
-        work.push(Work::Mount {
-            kind: c"overlay".to_owned(),
-            options: vec![
-                (c"source".to_owned(), Some(c"overlay".to_owned())),
-                (c"lowerdir".to_owned(), Some(lower)),
-                (c"upperdir".to_owned(), Some(data)),
-                (c"workdir".to_owned(), Some(scratch)),
-            ],
-            attributes: 0,
-            user: None,
-            target: root,
-        });
+        work.push(Work::CopyAttributes { from: below.top(), to: data.clone() });
+        let own = vec![(c"upperdir".to_owned(), Some(data)), (c"workdir".to_owned(), Some(scratch))];
+        work.extend(below.overlay(own, root));
         Ok(work)
     }
 
     /// Unmounts and removes everything, flushing disks. Can be repeated, and called after a `mount` that failed.
     pub async fn remove(&self, children: &Children) -> Result<(), RootfsError> {
         let names = ["files", "rootfs", "upper", "lower"].map(|name| c_path(&self.base.join(name)));
-        let mut work: Vec<Work> = names.iter().map(|path| Work::Unmount { path: path.clone() }).collect();
+        let [files, root, upper, lower] = names.clone();
+        let mut work: Vec<Work> = [files, root, upper].map(|path| Work::Unmount { path }).into();
+        // It may have layers in it still.
+        work.push(Work::Detach { path: lower });
         work.extend(names.into_iter().map(|path| Work::RemoveDirectory { path }));
         work.push(Work::RemoveDirectory { path: c_path(&self.base) });
         Ok(helper::run(children, &work).await?)

@@ -4,6 +4,7 @@
 //! which runs between clone and exec can use it. It must not hold policy.
 
 pub mod bpf;
+pub mod disk;
 pub mod machine;
 pub mod mount;
 pub mod path;

@@ -53,6 +53,11 @@ pub const VOLUME_MOUNT: &str = "hull-volume";
 /// The type of a mount in a container's spec whose source is the name of a file that came with the request.
 pub const FILE_MOUNT: &str = "hull-file";
 
+/// The most file systems on the disk of a root file system.
+pub const LAYERS_MAX: usize = 253;
+/// Each of them is this or a multiple of it, in bytes.
+pub const LAYER_BLOCK: u64 = 4096;
+
 /// The most files that come with a request, and the longest of them in bytes.
 pub const FILES_MAX: usize = 16;
 /// See [`FILES_MAX`].

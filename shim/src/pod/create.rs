@@ -148,6 +148,7 @@ impl Pod {
         let stdio = stdio(request)?;
         let names = RootfsNames::first(&request.id);
         let mut open = rootfs.open(&names).await?;
+        let layers = std::mem::take(&mut open.layers);
         open.disks.extend(devices::open(&config.devices)?);
         let volumes = exports(&config.volumes).map_err(StartError::from)?;
         let exports: Vec<Export> = open.export.into_iter().chain(volumes).collect();
@@ -169,7 +170,7 @@ impl Pod {
         let vm = self.boot(spec, &bundle, &abandoned).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
         init.set_pid(vm.pid());
-        let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
+        let agents = rootfs.for_agent(&names, layers, vm.tmpfs_bytes());
         match abandoned.or(prepare_init(&vm, &init, &bundle, &config, agents)).await {
             Ok(io) => {
                 let container = Container::new(&request.id, bundle, Kind::Alone, vm, init, self.events())
@@ -247,14 +248,16 @@ impl Pod {
         let rootfs = RootfsPlan::parse(&request.rootfs, &bundle, &config.root)?;
         let stdio = stdio(request)?;
         let names = vm.rootfs_names(&request.id);
+        let mut open = rootfs.open(&names).await?;
+        let layers = std::mem::take(&mut open.layers);
         let needs = Needs {
-            rootfs: rootfs.open(&names).await?,
+            rootfs: open,
             volumes: exports(&config.volumes).map_err(PlugError::from)?,
             devices: devices::open(&config.devices)?,
         };
         let attached = vm.attach(needs).await?;
         let init = Arc::new(Process::new(&request.id, None, stdio));
-        let agents = rootfs.for_agent(&names, vm.tmpfs_bytes());
+        let agents = rootfs.for_agent(&names, layers, vm.tmpfs_bytes());
         match prepare_init(&vm, &init, &bundle, &config, agents).await {
             Ok(io) => {
                 let attachments = Mutex::new(Some(attached));

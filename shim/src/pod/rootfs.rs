@@ -4,6 +4,7 @@
 
 mod disk;
 mod host;
+mod recipe;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use ttrpc::proto::Code;
 
 pub use disk::Disk;
 use host::HostMount;
+use recipe::{Recipe, Upper};
 
 use super::Export;
 
@@ -88,8 +90,8 @@ impl RootfsError {
 pub enum RootfsPlan {
     /// The disk of an image, read-only, with a writable layer.
     Image {
-        /// Pieces of the image disk, in order.
-        lower: Vec<PathBuf>,
+        /// The file systems on the image disk, the uppermost first, each of these pieces in order.
+        layers: Vec<Vec<PathBuf>>,
         /// The writable disk; a tmpfs where there is none.
         upper: Option<PathBuf>,
     },
@@ -130,6 +132,8 @@ impl RootfsNames {
 pub struct OpenRootfs {
     /// For the monitor.
     pub disks: Vec<Disk>,
+    /// Of the first of them: how long its file systems are, in bytes, where they are several.
+    pub layers: Vec<u64>,
     /// For the file broker.
     pub export: Option<Export>,
 }
@@ -145,6 +149,7 @@ impl RootfsPlan {
                 Ok(Self::Disk { path, access })
             }
             kinds if kinds.iter().all(|kind| matches!(*kind, "erofs" | "ext4")) => Self::image(mounts),
+            kinds if recipe::is_recipe(kinds) => Self::put_together(Recipe::parse(mounts)?, bundle),
             kinds => match kinds.iter().find(|kind| !matches!(**kind, "overlay" | "bind")) {
                 Some(kind) if !matches!(*kind, "erofs" | "ext4") => {
                     Err(RootfsError::Type { kind: (*kind).to_owned() })
@@ -180,9 +185,27 @@ impl RootfsPlan {
             upper => upper.map(|(path, _)| path),
         };
         match lower {
-            Some(lower) if lower.len() <= EXTENTS_MAX => Ok(Self::Image { lower, upper }),
-            Some(_) => Err(RootfsError::Shape("the image has more layers than a disk can have pieces")),
+            Some(lower) => Self::image_of(vec![lower], upper),
             None => Err(RootfsError::Shape("two ext4 mounts make no root file system")),
+        }
+    }
+
+    fn image_of(layers: Vec<Vec<PathBuf>>, upper: Option<PathBuf>) -> Result<Self, RootfsError> {
+        if layers.iter().map(Vec::len).sum::<usize>() > EXTENTS_MAX {
+            return Err(RootfsError::Shape("the image has more layers than a disk can have pieces"));
+        }
+        Ok(Self::Image { layers, upper })
+    }
+
+    fn put_together(recipe: Recipe, bundle: &Path) -> Result<Self, RootfsError> {
+        let Recipe { layers, upper } = recipe;
+        match upper {
+            Upper::None => Self::image_of(layers, None),
+            Upper::Disk(path) => Self::image_of(layers, Some(path)),
+            // What is written is to be seen on the host: so the host's kernel reads the layers too.
+            Upper::Host(options) => {
+                Ok(Self::Mounts(bundle.join("rootfs"), vec![HostMount::of_layers(layers, options)]))
+            }
         }
     }
 
@@ -201,36 +224,40 @@ impl RootfsPlan {
         let folder = |root: OwnedFd, path: &Path| {
             let (name, path) = (names.folder.clone(), path.to_owned());
             let export = Some(Export { name, path, access: ExportAccess::ReadWrite, root });
-            OpenRootfs { disks: Vec::new(), export }
+            OpenRootfs { export, ..OpenRootfs::default() }
         };
         Ok(match self {
-            Self::Image { lower, upper } => {
-                let mut disks = vec![Disk::open(&names.lower, DiskAccess::ReadOnly, lower)?];
+            Self::Image { layers, upper } => {
+                let image = Disk::open(&names.lower, DiskAccess::ReadOnly, &layers.concat())?;
+                let lengths = image.lengths(layers.iter().map(Vec::len));
+                let mut disks = vec![image];
                 if let Some(upper) = upper {
                     let pieces = std::slice::from_ref(upper);
                     disks.push(Disk::open(&names.upper, DiskAccess::ReadWrite, pieces)?);
                 }
-                OpenRootfs { disks, export: None }
+                let layers = if lengths.len() > 1 { lengths } else { Vec::new() };
+                OpenRootfs { disks, layers, export: None }
             }
             Self::Disk { path, access } => {
                 let disks = vec![Disk::open(&names.lower, *access, std::slice::from_ref(path))?];
-                OpenRootfs { disks, export: None }
+                OpenRootfs { disks, ..OpenRootfs::default() }
             }
             Self::Folder(path) => folder(host::copy_of(path)?, path),
             Self::Mounts(path, mounts) => folder(host::mount(path, mounts).await?, path),
         })
     }
 
-    /// What the agent is told. A tmpfs takes at most `tmpfs_bytes` of the guest's memory.
+    /// What the agent is told; `layers` is what the open root file system says of them. A tmpfs takes at most `tmpfs_bytes` of the
+    /// guest's memory.
     ///
     /// There is an upper even for a read-only image: mount points that the image lacks are made there, and
     /// the agent remounts the whole read-only.
-    pub fn for_agent(&self, names: &RootfsNames, tmpfs_bytes: u64) -> Rootfs {
+    pub fn for_agent(&self, names: &RootfsNames, layers: Vec<u64>, tmpfs_bytes: u64) -> Rootfs {
         let mut rootfs = Rootfs::new();
         let serial = names.lower.clone();
         match self {
             Self::Image { upper, .. } => {
-                rootfs.set_erofs(ErofsDisk { serial, ..ErofsDisk::default() });
+                rootfs.set_erofs(ErofsDisk { serial, layers, ..ErofsDisk::default() });
                 if upper.is_some() {
                     rootfs.set_ext4(Ext4Disk { serial: names.upper.clone(), ..Ext4Disk::default() });
                 } else {
@@ -304,14 +331,23 @@ mod tests {
         let device = format!("device={}", path("layer"));
         let plan = parse(&[mount("erofs", &path("index"), &["ro", &device])]).unwrap();
         let names = RootfsNames::first("web");
-        let disks = plan.open(&names).await.unwrap().disks;
-        assert_eq!(disks.len(), 1);
+        let open = plan.open(&names).await.unwrap();
+        let (disks, layers) = (open.disks, open.layers);
+        assert!(disks.len() == 1 && layers.is_empty());
         assert_eq!(
             disks[0].config.extents.iter().map(|extent| extent.length).collect::<Vec<_>>(),
             [4096, 8192]
         );
         assert_eq!(disks[0].fds.len(), 2);
-        assert!(plan.for_agent(&names, 1).has_tmpfs() && !plan.is_persistent());
+        assert!(plan.for_agent(&names, layers, 1).has_tmpfs() && !plan.is_persistent());
+
+        let index = mount("erofs", &path("index"), &["ro", "loop", &device]);
+        let top = mount("erofs", &path("layer"), &["ro", "loop"]);
+        let overlay = mount("format/mkdir/overlay", "overlay", &["lowerdir={{ overlay 0 1 }}"]);
+        let plan = parse(&[top, index, overlay]).unwrap();
+        let open = plan.open(&names).await.unwrap();
+        assert_eq!((open.disks[0].fds.len(), &open.layers[..]), (3, &[8192, 12288][..]));
+        assert_eq!(plan.for_agent(&names, open.layers, 1).erofs().layers, [8192, 12288]);
 
         std::fs::write(path("layer"), vec![0; 100]).unwrap();
         let error = plan.open(&names).await.unwrap_err().to_string();
@@ -323,14 +359,17 @@ mod tests {
         let names = RootfsNames::first("web");
         let overlay =
             mount("overlay", "overlay", &["lowerdir=/a:/b", "upperdir=/u", "workdir=/w", "index=off"]);
-        assert!(parse(&[overlay]).unwrap().for_agent(&names, 1).has_shared());
+        assert!(parse(&[overlay]).unwrap().for_agent(&names, Vec::new(), 1).has_shared());
         assert!(
-            parse(&[mount("bind", "/dev/vda", &["rbind", "rw"])]).unwrap().for_agent(&names, 1).has_shared()
+            parse(&[mount("bind", "/dev/vda", &["rbind", "rw"])])
+                .unwrap()
+                .for_agent(&names, Vec::new(), 1)
+                .has_shared()
         );
         let disk = parse(&[mount("ext4", "/a/folder", &["ro"])]).unwrap();
-        assert!(disk.for_agent(&names, 1).disk().read_only && !disk.is_persistent());
+        assert!(disk.for_agent(&names, Vec::new(), 1).disk().read_only && !disk.is_persistent());
         let disk = parse(&[mount("ext4", "/dev/mapper/snap-1", &["rw", "discard"])]).unwrap();
-        assert!(!disk.for_agent(&names, 1).disk().read_only && disk.is_persistent());
+        assert!(!disk.for_agent(&names, Vec::new(), 1).disk().read_only && disk.is_persistent());
         assert_eq!(parse(&[]).unwrap(), RootfsPlan::Folder("/bundle/rootfs".into()));
         let absolute = RootfsPlan::parse(&[], Path::new("/bundle"), Path::new("/var/merged")).unwrap();
         assert_eq!(absolute, RootfsPlan::Folder("/var/merged".into()));
@@ -341,6 +380,7 @@ mod tests {
         for (mounts, words) in [
             (vec![mount("xfs", "/dev/dm-1", &["nouuid"])], "\"xfs\""),
             (vec![mount("format/mkdir/overlay", "overlay", &[])], "format/mkdir/overlay"),
+            (vec![mount("mkfs/ext4", "/x", &[]), mount("format/mkdir/overlay", "o", &[])], "mkfs/ext4"),
             (vec![mount("erofs", "/x", &["dm-verity=1"])], "dm-verity=1"),
             (vec![mount("ext4", "/x", &["data=journal"])], "data=journal"),
             (vec![mount("bind", "/x", &["size=1"])], "size=1"),

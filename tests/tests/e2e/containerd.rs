@@ -140,6 +140,25 @@ fn a_file_is_the_disk_with_the_root_file_system() {
 }
 
 #[test]
+fn layers_that_the_snapshotter_mounts_are_the_root_file_system() {
+    assert!(std::process::Command::new("modprobe").args(["-a", "loop", "erofs"]).status().unwrap().success());
+    let containerd = Containerd::start();
+    let script = "cat /kept 2>/dev/null; echo kept >/kept; head -c 4 /bin/busybox | tail -c 3; exit 5";
+    let said = containerd.run_container(&["--snapshotter", "erofs"], "erofs", &["sh", "-c", script]);
+    if containerd.version() < (2, 1) {
+        assert!(said.code != 0 && said.err.contains("erofs"), "{said:?}");
+    } else {
+        assert_eq!((said.code, said.out.as_str()), (5, "ELF"), "{said:?}");
+        let said = containerd.run(["task", "start", "erofs"]);
+        assert_eq!((said.code, said.out.as_str()), (5, "kept\nELF"), "{said:?}");
+        containerd.ok(["container", "rm", "erofs"]);
+        // They stay mounted as long as the image is there.
+        containerd.ok(["images", "rm", "--sync", &busybox()]);
+    }
+    containerd.left_nothing();
+}
+
+#[test]
 fn a_background_container_from_start_to_end() {
     let containerd = Containerd::start();
     let mut events = containerd.events();

@@ -19,6 +19,7 @@ mod exits;
 mod hostile;
 mod images;
 mod kubelet;
+mod layers;
 mod limits;
 mod load;
 mod metrics;

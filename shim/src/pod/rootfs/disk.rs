@@ -59,6 +59,12 @@ impl Disk {
         Self { config, fds }
     }
 
+    /// How long each run of so many pieces is, in bytes.
+    pub fn lengths(&self, runs: impl Iterator<Item = usize>) -> Vec<u64> {
+        let mut pieces = self.config.extents.iter().map(|extent| extent.length);
+        runs.map(|run| pieces.by_ref().take(run).sum()).collect()
+    }
+
     /// The same, no faster than this.
     pub fn limited(mut self, limits: RateLimits) -> Self {
         self.config.limits = limits;

@@ -4,6 +4,8 @@
 //! (`open_tree(2)`). When the last process that holds it ends, however it ends, the mounts are gone: there is nothing to
 //! unmount, and nothing that could be left behind.
 
+mod layers;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -62,6 +64,8 @@ enum Kind {
     Overlay(Vec<String>),
     /// Of this source, with `MS_REC` or without.
     Bind(PathBuf, MsFlags),
+    /// An overlay of file systems in files, the uppermost first, each of these pieces; with these options besides.
+    Layers(Vec<Vec<PathBuf>>, Vec<String>),
 }
 
 impl HostMount {
@@ -97,6 +101,11 @@ impl HostMount {
         Ok(Self { kind, flags, target: PathBuf::from(mount.target.trim_start_matches('/')) })
     }
 
+    /// An overlay of erofs file systems, the uppermost first, each in the files that make it up.
+    pub fn of_layers(layers: Vec<Vec<PathBuf>>, options: Vec<String>) -> Self {
+        Self { kind: Kind::Layers(layers, options), flags: MsFlags::empty(), target: PathBuf::new() }
+    }
+
     /// Mounts it in the root file system on `folder`. The calling thread's working directory may change.
     fn make(&self, folder: &Path) -> Result<(), RootfsError> {
         let none = None::<&str>;
@@ -110,6 +119,7 @@ impl HostMount {
                 sys_mount(Some("overlay"), &place.path, Some("overlay"), self.flags, Some(data.as_str()))
                     .map_err(failed(|| format!("overlay with {data}")))
             }
+            Kind::Layers(layers, options) => layers::mount(layers, options, &place.path),
             Kind::Bind(source, depth) => {
                 let what = || format!("bind {}", source.display());
                 sys_mount(Some(source), &place.path, none, MsFlags::MS_BIND | *depth, none)
