@@ -46,6 +46,16 @@ impl<'a> Pod<'a> {
         name: &str,
         change: impl FnOnce(&mut PodSandboxConfig),
     ) -> Result<Self, Refused> {
+        Self::try_run_by(containerd.handler(), containerd, name, change)
+    }
+
+    /// The same by another runtime, as containerd's configuration names it.
+    pub fn try_run_by(
+        handler: &str,
+        containerd: &'a Containerd,
+        name: &str,
+        change: impl FnOnce(&mut PodSandboxConfig),
+    ) -> Result<Self, Refused> {
         let cri = Cri::connect(&containerd.socket());
         cri.pull(&busybox());
         let logs = containerd.file("hull-logs");
@@ -72,7 +82,7 @@ impl<'a> Pod<'a> {
         change(&mut config);
         let request = RunPodSandboxRequest {
             config: some(config.clone()),
-            runtime_handler: containerd.handler().into(),
+            runtime_handler: handler.into(),
             ..RunPodSandboxRequest::default()
         };
         let pod: RunPodSandboxResponse = cri.call("RunPodSandbox", &request)?;
