@@ -115,6 +115,11 @@ fn the_monitor_of_a_pod_dies() {
 }
 
 #[test]
+fn the_monitor_of_a_pod_by_the_sandbox_api_dies() {
+    every_step(Shape::ByApi, "monitor");
+}
+
+#[test]
 fn the_agent_breaks_off() {
     every_step(Shape::Alone, "agent");
 }
@@ -135,6 +140,11 @@ fn the_shim_of_a_pod_dies() {
 }
 
 #[test]
+fn the_shim_of_a_pod_by_the_sandbox_api_dies() {
+    every_step(Shape::ByApi, "shim");
+}
+
+#[test]
 fn the_file_broker_of_a_pod_dies() {
     every_step(Shape::Sandboxed, "broker");
 }
@@ -150,6 +160,11 @@ fn the_disk_of_a_pod_is_full() {
 }
 
 #[test]
+fn the_disk_of_a_pod_by_the_sandbox_api_is_full() {
+    every_step(Shape::ByApi, "room");
+}
+
+#[test]
 fn the_network_namespace_goes() {
     every_step(Shape::Alone, "namespace");
 }
@@ -157,6 +172,11 @@ fn the_network_namespace_goes() {
 #[test]
 fn the_network_namespace_of_a_pod_goes() {
     every_step(Shape::Sandboxed, "namespace");
+}
+
+#[test]
+fn the_network_namespace_of_a_pod_by_the_sandbox_api_goes() {
+    every_step(Shape::ByApi, "namespace");
 }
 
 #[tokio::test]

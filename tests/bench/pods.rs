@@ -107,7 +107,7 @@ fn one_more(containerd: &Containerd, runtime: &str, size: Size) -> Duration {
 fn ready(containerd: &Containerd, handler: &str, size: Size) -> Duration {
     let times = (0..size.containers).map(|number| {
         let begun = Instant::now();
-        let pod = Pod::try_run_by(handler, containerd, &format!("pod-{number}"), |_| {}).unwrap();
+        let pod = Pod::try_run_by(containerd, handler, &format!("pod-{number}"), |_| {}).unwrap();
         let took = begun.elapsed();
         pod.end();
         took

@@ -376,8 +376,11 @@ impl Drop for Containerd {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.file("log")).unwrap_or_default();
             // What the shims said names their pods.
-            let matters =
-                |line: &&str| ["level=warn", "level=error", " pod="].iter().any(|it| line.contains(it));
+            let matters = |line: &&str| {
+                // What is no line of a log is a panic.
+                ["level=warn", "level=error", " pod="].iter().any(|it| line.contains(it))
+                    || !line.starts_with("time=")
+            };
             let told: Vec<&str> = log.lines().filter(matters).collect();
             eprintln!("containerd:\n{}", told[told.len().saturating_sub(120)..].join("\n"));
             self.tell_of_bundles();

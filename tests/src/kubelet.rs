@@ -9,6 +9,9 @@ use crate::containerd::{Containerd, busybox};
 use crate::cri::*;
 use crate::eventually;
 
+/// gRPC's status code of who cannot answer yet.
+const UNAVAILABLE: u32 = 14;
+
 /// A kubelet for one pod.
 pub struct Pod<'a> {
     containerd: &'a Containerd,
@@ -46,13 +49,13 @@ impl<'a> Pod<'a> {
         name: &str,
         change: impl FnOnce(&mut PodSandboxConfig),
     ) -> Result<Self, Refused> {
-        Self::try_run_by(containerd.handler(), containerd, name, change)
+        Self::try_run_by(containerd, containerd.handler(), name, change)
     }
 
-    /// The same by another runtime, as containerd's configuration names it.
+    /// Runs one by this of containerd's runtimes.
     pub fn try_run_by(
-        handler: &str,
         containerd: &'a Containerd,
+        handler: &str,
         name: &str,
         change: impl FnOnce(&mut PodSandboxConfig),
     ) -> Result<Self, Refused> {
@@ -87,6 +90,34 @@ impl<'a> Pod<'a> {
         };
         let pod: RunPodSandboxResponse = cri.call("RunPodSandbox", &request)?;
         Ok(Self { containerd, cri, config, id: pod.pod_sandbox_id })
+    }
+
+    /// One that a containerd has which was restarted meanwhile.
+    pub fn known(containerd: &'a Containerd, id: String, config: PodSandboxConfig) -> Self {
+        let pod = Self { containerd, cri: Cri::connect(&containerd.socket()), config, id };
+        // The plugin looks at its pods before it answers.
+        let up = || match pod.cri.call::<PodSandboxStatusResponse>("PodSandboxStatus", &pod.status_request())
+        {
+            Err(Refused { code: UNAVAILABLE, .. }) => None,
+            Err(Refused { message, .. }) if message.contains("unknown service") => None,
+            _ => Some(()),
+        };
+        eventually("the CRI plugin answers", up);
+        pod
+    }
+
+    fn status_request(&self) -> PodSandboxStatusRequest {
+        PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: true,
+            ..PodSandboxStatusRequest::default()
+        }
+    }
+
+    /// How the sandbox is, and what more there is to say of it.
+    pub fn sandbox_status(&self) -> (PodSandboxState, std::collections::HashMap<String, String>) {
+        let response: PodSandboxStatusResponse = self.cri.ok("PodSandboxStatus", &self.status_request());
+        (response.status.state.enum_value().unwrap(), response.info.clone())
     }
 
     /// Creates and starts a container.
@@ -189,10 +220,14 @@ impl<'a> Pod<'a> {
         text.lines().map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect()
     }
 
+    /// Its bundle.
+    pub fn bundle(&self) -> std::path::PathBuf {
+        self.containerd.pod_bundle(&self.id)
+    }
+
     /// What the shim wrote down about the pod.
     pub fn shim_record(&self) -> serde_json::Value {
-        let bundle = self.containerd.pod_bundle(&self.id);
-        serde_json::from_slice(&fs::read(bundle.join("shim.json")).unwrap()).unwrap()
+        serde_json::from_slice(&fs::read(self.bundle().join("shim.json")).unwrap()).unwrap()
     }
 
     /// Ends the pod and everything in it, the logs too.

@@ -17,6 +17,10 @@ const START: &str = "start it, and run this again as the user that it runs as";
 const INSTALL: &str = "lay containerd-shim-hull-v2, hull-vmm and hull-fsd into a folder of containerd's PATH, or beside containerd";
 const ADD: &str = "compare containerd's configuration with deploy/containerd.toml";
 
+/// Who makes the pods of a runtime: containerd itself, which is what it does unless told otherwise, or the shim.
+const PODSANDBOX: &str = "podsandbox";
+const BY_THE_SHIM: &str = "shim";
+
 /// A containerd that runs.
 #[derive(Debug, PartialEq, Eq)]
 struct Daemon {
@@ -160,8 +164,16 @@ fn runtimes(configuration: &Table) -> Vec<Check> {
     }
     let checks = hull.into_iter().map(|(handler, runtime)| {
         let privileged = runtime.get("privileged_without_host_devices").and_then(Value::as_bool);
-        if privileged == Some(true) {
-            Check::ok(NAME, format!("handler {handler:?} is Hull"))
+        let sandboxer = runtime.get("sandboxer").and_then(Value::as_str).unwrap_or_default();
+        if !matches!(sandboxer, "" | PODSANDBOX | BY_THE_SHIM) {
+            let detail = format!(
+                "handler {handler:?} is Hull, and its pods are made by another: sandboxer is {sandboxer:?}, \
+                 neither {PODSANDBOX:?} nor {BY_THE_SHIM:?}"
+            );
+            Check::failed(NAME, detail, ADD)
+        } else if privileged == Some(true) {
+            let how = if sandboxer == BY_THE_SHIM { ", and makes its pods (the sandbox API)" } else { "" };
+            Check::ok(NAME, format!("handler {handler:?} is Hull{how}"))
         } else {
             let detail = format!(
                 "handler {handler:?} gives privileged containers the host's devices, which Hull refuses: \
@@ -219,6 +231,15 @@ mod tests {
         let host_devices = shipped.replace("privileged_without_host_devices = true", "");
         let [check] = runtimes(&host_devices.parse().unwrap()).try_into().unwrap();
         assert!(!check.ok && check.detail.contains("privileged_without_host_devices"), "{check:?}");
+        for (sandboxer, ok, part) in [
+            ("podsandbox", true, "is Hull"),
+            ("shim", true, "the sandbox API"),
+            ("other", false, "\"other\", neither"),
+        ] {
+            let text = newer.replace("# sandboxer = \"shim\"", &format!("sandboxer = \"{sandboxer}\""));
+            let [check] = runtimes(&text.parse().unwrap()).try_into().unwrap();
+            assert!(check.ok == ok && check.detail.contains(part), "{check:?}");
+        }
         for text in ["", "version = 3\n[plugins.x]\ncontainerd = 3"] {
             let [check] = runtimes(&text.parse().unwrap()).try_into().unwrap();
             assert!(check.ok && check.detail.contains("deploy/containerd.toml"), "{check:?}");

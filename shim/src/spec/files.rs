@@ -160,4 +160,41 @@ mod tests {
             assert!(error.contains(part), "{source}: {error}");
         }
     }
+
+    #[test]
+    fn a_pod_gives_what_a_client_has_not() {
+        let pod = PodFiles {
+            resolv_conf: b"nameserver 192.0.2.1\n".into(),
+            hosts: b"127.0.0.1 localhost\n".into(),
+            hostname: b"web\n".into(),
+        };
+        let spec = |mounts: serde_json::Value, read_only: bool| -> Spec {
+            let root = json!({"path": "rootfs", "readonly": read_only});
+            serde_json::from_value(json!({"ociVersion": "1.0.2", "root": root, "mounts": mounts})).unwrap()
+        };
+        // As the engine has it by default, and a kubelet's own /etc/hosts.
+        let mut of_kubelet = spec(
+            json!([
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=65536k"]},
+                {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/kubelet/hosts", "options": ["rbind"]}
+            ]),
+            true,
+        );
+        let names: Vec<_> = pod.give(&mut of_kubelet).into_iter().map(|file| file.name).collect();
+        assert_eq!(names, ["resolv.conf", "hostname"]);
+        let mounts = serde_json::to_value(&of_kubelet.mounts).unwrap();
+        let destinations: Vec<_> =
+            mounts.as_array().unwrap().iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
+        assert_eq!(destinations, ["/etc/hosts", "/dev/shm", "/etc/resolv.conf", "/etc/hostname"]);
+        assert_eq!(mounts[1]["type"], "bind", "the translation makes the pod's of it");
+        assert_eq!(mounts[2]["options"], json!(["rprivate", "ro"]));
+        // What is the host's, or a volume, stays.
+        let volume =
+            json!([{"destination": "/dev/shm", "type": "bind", "source": "/srv/shm", "options": ["rbind"]}]);
+        let mut with_volume = spec(volume, false);
+        assert_eq!(pod.give(&mut with_volume).len(), 3);
+        let mounts = serde_json::to_value(&with_volume.mounts).unwrap();
+        assert_eq!(mounts[0]["source"], "/srv/shm");
+        assert_eq!(mounts[1]["options"], json!(["rprivate", "rw"]));
+    }
 }

@@ -117,7 +117,7 @@ impl SandboxRequest<'_> {
     /// Where the pod's cgroup is, in the form of the driver that made its parent: as containerd names that of a pause
     /// container.
     fn cgroup(&self, parent: &str) -> Result<CgroupPath, SpecError> {
-        let last = parent.rsplit('/').next().unwrap_or_default();
+        let last = parent.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let path = if last.ends_with(".slice") {
             PathBuf::from(format!("{last}:cri-containerd:{}", self.id))
         } else if parent.is_empty() {
@@ -192,4 +192,92 @@ fn of_host(path: &str) -> Vec<u8> {
 /// Whether a sandbox may have this id.
 pub fn check_id(id: &str, own: &str) -> Result<(), SpecError> {
     if is_valid_id(id) && id == own { Ok(()) } else { Err(SpecError::ForeignId(super::shortened(id))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::generated::cri::{LinuxContainerResources, UserNamespace};
+    use super::*;
+    use crate::record::annotation;
+
+    fn any(pod: &PodSandboxConfig) -> Any {
+        let value = pod.write_to_bytes().unwrap();
+        Any { type_url: format!("type.googleapis.com/{TYPE}"), value, ..Any::default() }
+    }
+
+    fn translated(pod: &PodSandboxConfig, config: &Config) -> Result<(PodSpec, PodFiles), SpecError> {
+        let options = any(pod);
+        let request =
+            SandboxRequest { id: "abc", namespace: "k8s.io", options: Some(&options), netns: "/run/netns/x" };
+        request.translate(config)
+    }
+
+    #[test]
+    fn a_pod_that_says_nothing_is_as_one_of_a_pause_container() {
+        let (spec, files) = translated(&PodSandboxConfig::new(), &Config::default()).unwrap();
+        assert_eq!(spec.shape, VmShape { vcpus: 1, memory_mib: 512 });
+        assert_eq!(spec.network, NetworkChoice::At("/run/netns/x".into()));
+        assert_eq!((spec.hostname.as_str(), &files.hostname[..]), ("abc", &b"abc\n"[..]));
+        assert_eq!(spec.cgroup.unwrap().as_path(), Path::new("k8s.io/abc"));
+        assert_eq!(spec.sysctls.len(), SYSCTLS.len());
+        assert_eq!(files.resolv_conf, of_host("/etc/resolv.conf"));
+    }
+
+    #[test]
+    fn what_a_pod_says_counts() {
+        let mut pod = PodSandboxConfig { hostname: "x".repeat(80), ..PodSandboxConfig::default() };
+        let linux = pod.linux.mut_or_insert_default();
+        linux.resources = Some(LinuxContainerResources {
+            memory_limit_in_bytes: 1 << 30,
+            cpu_quota: 250_000,
+            cpu_period: 100_000,
+            ..LinuxContainerResources::default()
+        })
+        .into();
+        linux.sysctls = [("net/ipv4/ip_unprivileged_port_start".to_owned(), "1024".to_owned())].into();
+        for (parent, wanted) in [
+            ("/kubepods/burstable/pod1", "kubepods/burstable/pod1/abc"),
+            (
+                "/kubepods.slice/kubepods-pod1.slice/",
+                "kubepods.slice/kubepods-pod1.slice/cri-containerd-abc.scope",
+            ),
+        ] {
+            pod.linux.mut_or_insert_default().cgroup_parent = parent.to_owned();
+            let (spec, _) = translated(&pod, &Config::default()).unwrap();
+            assert_eq!(spec.cgroup.unwrap().as_path(), Path::new(wanted));
+            assert_eq!(spec.shape, VmShape { vcpus: 3, memory_mib: 1184 });
+            assert_eq!(spec.hostname, "x".repeat(64));
+            let mut sysctls: Vec<_> = spec.sysctls.keys().map(String::as_str).collect();
+            sysctls.sort_unstable();
+            assert_eq!(sysctls, ["net.ipv4.ping_group_range", "net/ipv4/ip_unprivileged_port_start"]);
+        }
+        pod.annotations = [(annotation::VCPUS.to_owned(), "2".to_owned())].into();
+        let error = translated(&pod, &Config::default()).unwrap_err();
+        assert!(matches!(&error, SpecError::NotAllowed(name) if name == annotation::VCPUS), "{error}");
+        let allowing =
+            Config { allowed_annotations: [annotation::VCPUS.to_owned()].into(), ..Config::default() };
+        assert_eq!(translated(&pod, &allowing).unwrap().0.shape.vcpus, 2);
+    }
+
+    #[test]
+    fn users_are_the_vms() {
+        let mut pod = PodSandboxConfig::new();
+        let context = pod.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+        let users = UserNamespace { mode: NamespaceMode::NODE.into(), ..UserNamespace::default() };
+        context.namespace_options.mut_or_insert_default().userns_options = Some(users).into();
+        translated(&pod, &Config::default()).unwrap();
+        let context = pod.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+        context.namespace_options.mut_or_insert_default().userns_options = Some(UserNamespace::new()).into();
+        let error = translated(&pod, &Config::default()).unwrap_err();
+        assert!(error.to_string().contains("hostUsers: false"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(value in proptest::collection::vec(0_u8.., 0..200)) {
+            let options = Any { type_url: TYPE.to_owned(), value, ..Any::default() };
+            let request = SandboxRequest { id: "a", namespace: "n", options: Some(&options), netns: "/x" };
+            let _ = request.translate(&Config::default());
+        }
+    }
 }

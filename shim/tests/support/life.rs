@@ -3,14 +3,21 @@
 use std::fs;
 use std::path::Path;
 
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, ShutdownSandboxRequest, StartSandboxRequest, StopSandboxRequest, WaitSandboxRequest,
+};
+use containerd_shim_protos::sandbox_async::SandboxClient;
 use hull_shim::client::messages::CreateTaskRequest;
 use hull_shim::client::{ClientError, Process, Reach, TaskClient};
+use protobuf::well_known_types::any::Any;
 use serde_json::json;
+use ttrpc::asynchronous::Client;
+use ttrpc::context::{Context, with_timeout};
 
 use super::containerd::{Containerd, Story, assert_lawful};
 use super::mount::Mounted;
 use super::namespace::Named;
-use super::{Pod, eventually, soon};
+use super::{PATIENCE, Pod, eventually, soon};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -18,6 +25,43 @@ pub enum Shape {
     Alone,
     /// A sandbox, and a container that brings a disk and a folder.
     Sandboxed,
+    /// The same, where the sandbox is made by the sandbox API.
+    ByApi,
+}
+
+/// The sandbox API of the pod's shim.
+struct Sandboxes {
+    client: Option<SandboxClient>,
+    address: String,
+}
+
+impl Sandboxes {
+    async fn connect(address: String) -> Self {
+        Self { client: Client::connect(&address).await.map(SandboxClient::new).ok(), address }
+    }
+
+    /// The answer, or the error as the client of the task service has it.
+    async fn ask<T>(
+        &self,
+        ask: impl AsyncFnOnce(&SandboxClient, Context) -> ttrpc::Result<T>,
+    ) -> Result<T, ClientError> {
+        let gone = |message| ClientError::Connection { address: self.address.clone(), message };
+        let client = self.client.as_ref().ok_or_else(|| gone("nobody is there".to_owned()))?;
+        let context = with_timeout(i64::try_from(PATIENCE.as_nanos()).unwrap());
+        ask(client, context).await.map_err(|error| match error {
+            ttrpc::Error::RpcStatus(status) => {
+                ClientError::Status { code: status.code(), message: status.message }
+            }
+            other => gone(other.to_string()),
+        })
+    }
+}
+
+/// Kubernetes' description of a pod that has nothing but a cgroup: `linux` is its field 8, and `cgroup_parent` field 1 of that.
+fn pod_in(cgroup_parent: &str) -> Any {
+    let field = |tag: u8, value: &[u8]| [&[tag, u8::try_from(value.len()).unwrap()], value].concat();
+    let value = field(0x42, &field(0x0a, cgroup_parent.as_bytes()));
+    Any { type_url: "runtime.v1.PodSandboxConfig".into(), value, ..Any::default() }
 }
 
 /// What the requests of a life came to.
@@ -54,7 +98,7 @@ impl Life {
     pub fn new(shape: Shape) -> Self {
         let pod = match shape {
             Shape::Alone => Pod::new("web", &["sleep", "1000"]),
-            Shape::Sandboxed => Pod::sandbox("pod"),
+            Shape::Sandboxed | Shape::ByApi => Pod::sandbox("pod"),
         };
         let named = Named::new("life");
         let links = named.links();
@@ -98,12 +142,14 @@ impl Life {
         if !Path::new(&self.named.path()).exists() {
             self.rename();
         }
-        fs::write(self.pod.bundle().join("config.json"), self.pod.config.to_string()).unwrap();
+        if self.shape != Shape::ByApi {
+            fs::write(self.pod.bundle().join("config.json"), self.pod.config.to_string()).unwrap();
+        }
     }
 
     /// The container's bundle and request.
     fn prepare(&mut self) {
-        if self.shape == Shape::Sandboxed {
+        if self.shape != Shape::Alone {
             let mut member = self.pod.member_request("web", &["sleep", "1000"]);
             let mut disk = Pod::new("unused", &["true"]).request.rootfs.remove(0);
             disk.source = self.pod.file("index").display().to_string();
@@ -127,6 +173,22 @@ impl Life {
         if self.shape == Shape::Sandboxed {
             sandbox_created = said.note("create the sandbox", soon(client.create(&self.pod.request)).await);
             said.note("start the sandbox", soon(client.start(sandbox)).await);
+        }
+        let by_api = self.shape == Shape::ByApi;
+        let sandboxes = match by_api {
+            true => {
+                Some(Sandboxes::connect(fs::read_to_string(self.pod.bundle().join("address")).unwrap()).await)
+            }
+            false => None,
+        };
+        if let Some(sandboxes) = &sandboxes {
+            let request = self.sandbox_request();
+            let create =
+                sandboxes.ask(async |client, context| client.create_sandbox(context, &request).await);
+            sandbox_created = said.note("create the sandbox", soon(create).await).map(|_| 0);
+            let request = StartSandboxRequest { sandbox_id: "pod".into(), ..Default::default() };
+            let start = sandboxes.ask(async |client, context| client.start_sandbox(context, &request).await);
+            said.note("start the sandbox", soon(start).await);
         }
         let request = self.member.as_ref().unwrap_or(&self.pod.request);
         let created = said.note("create", soon(client.create(request)).await);
@@ -154,6 +216,23 @@ impl Life {
             }
             said.note("delete", soon(client.delete(web)).await);
         }
+        if let Some(sandboxes) = &sandboxes {
+            let sandbox_id = "pod".to_owned();
+            if sandbox_created.is_some() {
+                let request = StopSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+                let stop =
+                    sandboxes.ask(async |client, context| client.stop_sandbox(context, &request).await);
+                said.note("stop the sandbox", soon(stop).await);
+                let request = WaitSandboxRequest { sandbox_id: sandbox_id.clone(), ..Default::default() };
+                let wait =
+                    sandboxes.ask(async |client, context| client.wait_sandbox(context, &request).await);
+                said.note("wait for the sandbox", soon(wait).await);
+            }
+            let request = ShutdownSandboxRequest { sandbox_id, ..Default::default() };
+            let end = sandboxes.ask(async |client, context| client.shutdown_sandbox(context, &request).await);
+            said.note("shutdown", soon(end).await);
+            return said;
+        }
         if sandbox_created.is_some() {
             said.note("kill the sandbox", soon(client.kill(sandbox, 9, Reach::Process)).await);
             said.note("wait for the sandbox", soon(client.wait(sandbox)).await);
@@ -161,6 +240,17 @@ impl Life {
         }
         said.note("shutdown", soon(client.shutdown(&self.pod.id)).await);
         said
+    }
+
+    fn sandbox_request(&self) -> CreateSandboxRequest {
+        let name = self.pod.dir.path().file_name().unwrap().to_str().unwrap();
+        CreateSandboxRequest {
+            sandbox_id: "pod".into(),
+            bundle_path: self.pod.bundle().display().to_string(),
+            options: Some(pod_in(&format!("/hull-test/{name}"))).into(),
+            netns_path: self.named.path(),
+            ..CreateSandboxRequest::default()
+        }
     }
 
     /// One life, and what it leaves: nothing. `fault` is the fake monitor's.

@@ -53,22 +53,13 @@ fn program(pid: u64) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim().to_owned()
 }
 
-fn sandbox_monitor(containerd: &Containerd, sandbox: &str) -> u64 {
-    let bundle = containerd.file("state/io.containerd.runtime.v2.task/k8s.io").join(sandbox);
-    let record: serde_json::Value =
-        serde_json::from_slice(&fs::read(bundle.join("shim.json")).unwrap()).unwrap();
-    record["vmm_pid"].as_u64().unwrap()
-}
-
-#[test]
-fn a_pod_is_counted_where_its_kubelet_counts() {
-    let containerd = Containerd::for_pods();
+fn a_pod_is_counted_where_its_kubelet_counts(containerd: Containerd) {
     let kubelets = Made::new("hull-e2e/pod1");
     let pod = Pod::try_run(&containerd, "counted", |config| {
         config.linux.mut_or_insert_default().cgroup_parent = "/hull-e2e/pod1".into();
     })
     .unwrap();
-    let monitor = sandbox_monitor(&containerd, &pod.id);
+    let monitor = pod.shim_record()["vmm_pid"].as_u64().unwrap();
     let cgroup = format!("hull-e2e/pod1/{}", pod.id);
     assert_eq!(cgroup_of(monitor), cgroup);
     // The kernel's thread for the VM (kvm-nx-lpage-recovery) is there as well.
@@ -92,14 +83,12 @@ fn a_pod_is_counted_where_its_kubelet_counts() {
     containerd.left_nothing();
 }
 
-#[test]
-fn the_systemd_driver_names_a_scope_in_a_slice() {
-    let containerd = Containerd::for_pods();
+fn the_systemd_driver_names_a_scope_in_a_slice(containerd: Containerd) {
     let pod = Pod::try_run(&containerd, "sliced", |config| {
         config.linux.mut_or_insert_default().cgroup_parent = "/hulle2e.slice/hulle2e-pod1.slice".into();
     })
     .unwrap();
-    let monitor = sandbox_monitor(&containerd, &pod.id);
+    let monitor = pod.shim_record()["vmm_pid"].as_u64().unwrap();
     let scope = format!("hulle2e.slice/hulle2e-pod1.slice/cri-containerd-{}.scope", pod.id);
     assert_eq!(cgroup_of(monitor), scope);
     pod.end();
@@ -179,3 +168,8 @@ fn the_command_lines_containers_have_their_place() {
     hull.ok(["rm", "-f", &id]);
     hull.left_nothing();
 }
+
+crate::in_pods_of_both_kinds!(
+    a_pod_is_counted_where_its_kubelet_counts,
+    the_systemd_driver_names_a_scope_in_a_slice
+);

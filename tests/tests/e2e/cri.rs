@@ -7,9 +7,7 @@ use hull_tests::cri::*;
 use hull_tests::eventually;
 use hull_tests::kubelet::{Pod, mount, of};
 
-#[test]
-fn two_containers_share_what_a_pod_shares() {
-    let containerd = Containerd::for_pods();
+fn two_containers_share_what_a_pod_shares(containerd: Containerd) {
     let pod = Pod::run(&containerd, "pair", NamespaceMode::CONTAINER);
     let web = pod.container(
         "web",
@@ -64,9 +62,7 @@ fn two_containers_share_what_a_pod_shares() {
     containerd.left_nothing();
 }
 
-#[test]
-fn containers_are_restarted_also_when_there_is_no_other() {
-    let containerd = Containerd::for_pods();
+fn containers_are_restarted_also_when_there_is_no_other(containerd: Containerd) {
     let pod = Pod::run(&containerd, "again", NamespaceMode::CONTAINER);
     for attempt in 0..3 {
         let id = pod.container("app", attempt, "echo run; exit 3", &[]);
@@ -88,9 +84,7 @@ fn containers_are_restarted_also_when_there_is_no_other() {
     containerd.left_nothing();
 }
 
-#[test]
-fn volumes_are_the_hosts_and_shared_by_containers() {
-    let containerd = Containerd::for_pods();
+fn volumes_are_the_hosts_and_shared_by_containers(containerd: Containerd) {
     let (folder, map) = (containerd.file("hull-volume"), containerd.file("hull-map"));
     fs::create_dir(&folder).unwrap();
     // As a kubelet lays out a ConfigMap: a link that is swapped.
@@ -131,9 +125,7 @@ fn volumes_are_the_hosts_and_shared_by_containers() {
     containerd.left_nothing();
 }
 
-#[test]
-fn processes_can_be_shared() {
-    let containerd = Containerd::for_pods();
+fn processes_can_be_shared(containerd: Containerd) {
     let pod = Pod::run(&containerd, "open", NamespaceMode::POD);
     let one = pod.container("one", 0, "exec sleep 1111", &[]);
     let two = pod.container("two", 0, "exec sleep 2222", &[]);
@@ -143,9 +135,7 @@ fn processes_can_be_shared() {
     containerd.left_nothing();
 }
 
-#[test]
-fn the_death_of_the_vm_is_the_end_of_the_pod() {
-    let containerd = Containerd::for_pods();
+fn the_death_of_the_vm_is_the_end_of_the_pod(containerd: Containerd) {
     let pod = Pod::run(&containerd, "mortal", NamespaceMode::CONTAINER);
     let ids = ["one", "two"].map(|name| pod.container(name, 0, "sleep 1000", &[]));
     let vmm = pod.shim_record()["vmm_pid"].as_i64().unwrap();
@@ -157,3 +147,11 @@ fn the_death_of_the_vm_is_the_end_of_the_pod() {
     pod.end();
     containerd.left_nothing();
 }
+
+crate::in_pods_of_both_kinds!(
+    two_containers_share_what_a_pod_shares,
+    containers_are_restarted_also_when_there_is_no_other,
+    volumes_are_the_hosts_and_shared_by_containers,
+    processes_can_be_shared,
+    the_death_of_the_vm_is_the_end_of_the_pod,
+);

@@ -12,14 +12,14 @@ use hull_tests::kubelet::Pod;
 use tempfile::TempDir;
 
 /// A file as a block device of the host.
-struct Loop {
+pub struct Loop {
     _folder: TempDir,
     device: PathBuf,
 }
 
 impl Loop {
     /// 8 MiB and one sector, which is no whole number of pages.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = TempDir::with_prefix("hull-e2e-").unwrap();
         let script =
             "modprobe loop; printf 'from the host' >disk; truncate -s 8389120 disk; losetup -f --show disk";
@@ -31,12 +31,12 @@ impl Loop {
         Self { _folder: folder, device }
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         self.device.display().to_string()
     }
 
     /// What the device says on the host, here.
-    fn reads(&self, offset: usize, length: usize) -> String {
+    pub fn reads(&self, offset: usize, length: usize) -> String {
         let bytes = fs::read(&self.device).unwrap();
         String::from_utf8_lossy(&bytes[offset..offset + length]).into_owned()
     }
@@ -49,13 +49,13 @@ impl Drop for Loop {
 }
 
 /// Reads and writes the device.
-const USE: &str = "
+pub const USE: &str = "
     head -c 13 $0; echo
     wc -c <$0
     stat -c '%F %a %u:%g' $0
     printf 'from the guest' | dd of=$0 bs=1 seek=8388608 conv=notrunc 2>/dev/null";
 /// What may not be done to a device that is read-only.
-const WRITE: &str = "head -c 13 $0; echo; { echo x >$0; } 2>/dev/null || echo refused";
+pub const WRITE: &str = "head -c 13 $0; echo; { echo x >$0; } 2>/dev/null || echo refused";
 
 #[test]
 fn ctr_gives_a_device_to_a_container_alone() {
@@ -89,10 +89,8 @@ fn ctr_gives_a_device_to_a_container_alone() {
     containerd.left_nothing();
 }
 
-#[test]
-fn a_pods_containers_share_a_block_volume() {
+fn a_pods_containers_share_a_block_volume(containerd: Containerd) {
     let disk = Loop::new();
-    let containerd = Containerd::for_pods();
     let pod = Pod::run(&containerd, "block", NamespaceMode::CONTAINER);
     let with = |name: &str, permissions: &str, attempt: u32| {
         pod.try_container(name, "sleep 1000", |config| {
@@ -153,3 +151,5 @@ fn hull_run_takes_a_device_as_docker_does() {
     assert!(said.code == 125 && said.err.contains("not a block device"), "{said:?}");
     hull.left_nothing();
 }
+
+crate::in_pods_of_both_kinds!(a_pods_containers_share_a_block_volume);

@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use hull_tests::docker::{Docker, IMAGE};
 use hull_tests::eventually;
 
+use super::devices::{Loop, USE, WRITE};
+
 /// `docker run` of a container without a network.
 const RUN: [&str; 3] = ["run", "--network", "none"];
 
@@ -156,5 +158,22 @@ fn a_port_is_published_and_containers_reach_one_another() {
     let own = docker.ok(["exec", "web", "ip", "-4", "-o", "addr", "show", "eth0"]);
     assert!(own.contains(&address), "{own}");
     docker.ok(["rm", "-f", "web"]);
+    docker.left_nothing();
+}
+
+#[test]
+fn a_block_device_of_the_host_is_a_disk() {
+    let (disk, docker) = (Loop::new(), Docker::start());
+    let given = format!("{}:/dev/given", disk.path());
+    let said = docker.ok(run(&["--rm", "--device", &given], &["sh", "-c", USE, "/dev/given"]));
+    assert!(said.starts_with("from the host\n8389120\nblock special file"), "{said}");
+    assert_eq!(disk.reads(8_388_608, 14), "from the guest");
+    // With fewer rights it cannot be written to, whatever the guest does.
+    let only_read = format!("{given}:r");
+    let said = docker.ok(run(&["--rm", "--device", &only_read], &["sh", "-c", WRITE, "/dev/given"]));
+    assert_eq!(said, "from the host\nrefused");
+    assert_eq!(disk.reads(0, 13), "from the host");
+    let said = docker.ok(run(&["--rm"], &["sh", "-c", "ls /dev/given /sys/block 2>&1 | grep -c vd; true"]));
+    assert_eq!(said, "0", "nobody asked for it");
     docker.left_nothing();
 }

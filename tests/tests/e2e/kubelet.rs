@@ -41,9 +41,7 @@ fn forward(pod: &Pod<'_>, port: u16) -> Channels {
 /// Of a forwarded port.
 const DATA: u8 = 0;
 
-#[test]
-fn exec_and_attach_are_streams() {
-    let containerd = Containerd::for_pods();
+fn exec_and_attach_are_streams(containerd: Containerd) {
     let pod = Pod::run(&containerd, "streams", NamespaceMode::CONTAINER);
     let script = "echo begun; while read line; do echo \"heard $line\"; [ $line = end ] && exit 4; done";
     let reader = pod.container_with("reader", script, |config| config.stdin = true);
@@ -89,9 +87,7 @@ fn exec_and_attach_are_streams() {
     containerd.left_nothing();
 }
 
-#[test]
-fn ports_are_forwarded_also_those_on_the_guests_loopback() {
-    let containerd = Containerd::for_pods();
+fn ports_are_forwarded_also_those_on_the_guests_loopback(containerd: Containerd) {
     let pod = Pod::run(&containerd, "ports", NamespaceMode::CONTAINER);
     let web =
         "mkdir /web; echo page >/web/index.html; httpd -h /web -p 127.0.0.1:8080; exec nc -ll -p 9000 -e cat";
@@ -121,9 +117,7 @@ fn ports_are_forwarded_also_those_on_the_guests_loopback() {
     containerd.left_nothing();
 }
 
-#[test]
-fn security_contexts_hold() {
-    let containerd = Containerd::for_pods();
+fn security_contexts_hold(containerd: Containerd) {
     let pod = Pod::try_run(&containerd, "secure", |config| {
         config.linux.mut_or_insert_default().security_context.mut_or_insert_default().privileged = true;
     })
@@ -178,9 +172,7 @@ fn security_contexts_hold() {
     containerd.left_nothing();
 }
 
-#[test]
-fn limits_hold_are_changed_and_tell() {
-    let containerd = Containerd::for_pods();
+fn limits_hold_are_changed_and_tell(containerd: Containerd) {
     let pod = Pod::run(&containerd, "limits", NamespaceMode::CONTAINER);
     let limited = |name: &str, bytes: i64, script: &str| {
         pod.container_with(name, script, |config| {
@@ -216,9 +208,7 @@ fn limits_hold_are_changed_and_tell() {
 }
 
 /// No limit holds the greedy one: what runs out is the memory of the guest.
-#[test]
-fn memory_that_runs_out_costs_the_one_that_took_it() {
-    let containerd = Containerd::for_pods();
+fn memory_that_runs_out_costs_the_one_that_took_it(containerd: Containerd) {
     let pod = Pod::run(&containerd, "eater", NamespaceMode::CONTAINER);
     let other = pod.container("other", 0, "sleep 1000", &[]);
     // More than containers may have together, and less than the kernel refuses at once.
@@ -234,9 +224,7 @@ fn memory_that_runs_out_costs_the_one_that_took_it() {
     containerd.left_nothing();
 }
 
-#[test]
-fn a_debugging_container_sees_its_targets_processes() {
-    let containerd = Containerd::for_pods();
+fn a_debugging_container_sees_its_targets_processes(containerd: Containerd) {
     let pod = Pod::run(&containerd, "debug", NamespaceMode::CONTAINER);
     let target = pod.container("target", 0, "exec sleep 4321", &[]);
     let other = pod.container("other", 0, "exec sleep 1234", &[]);
@@ -258,6 +246,7 @@ fn a_debugging_container_sees_its_targets_processes() {
     containerd.left_nothing();
 }
 
+// By the sandbox API containerd 2.1.9 itself dies of such a pod, before it asks the shim (containerd's issue 12983).
 #[test]
 fn the_hosts_network_is_refused_and_nothing_is_left() {
     let containerd = Containerd::for_pods();
@@ -271,9 +260,7 @@ fn the_hosts_network_is_refused_and_nothing_is_left() {
     containerd.left_nothing();
 }
 
-#[test]
-fn an_image_is_a_volume_where_the_engine_can_do_that() {
-    let containerd = Containerd::for_pods();
+fn an_image_is_a_volume_where_the_engine_can_do_that(containerd: Containerd) {
     let pod = Pod::run(&containerd, "image", NamespaceMode::CONTAINER);
     let image = some(ImageSpec { image: busybox(), ..ImageSpec::default() });
     let volume = Mount { image, ..mount(Path::new(""), "/image", true) };
@@ -290,9 +277,7 @@ fn an_image_is_a_volume_where_the_engine_can_do_that() {
     containerd.left_nothing();
 }
 
-#[test]
-fn probes_and_volumes_of_every_kind() {
-    let containerd = Containerd::for_pods();
+fn probes_and_volumes_of_every_kind(containerd: Containerd) {
     let pod = Pod::run(&containerd, "kinds", NamespaceMode::CONTAINER);
     let (disk, whole) = (containerd.file("hull-empty"), containerd.file("hull-whole"));
     fs::create_dir(&disk).unwrap();
@@ -336,3 +321,14 @@ fn probes_and_volumes_of_every_kind() {
     }
     containerd.left_nothing();
 }
+
+crate::in_pods_of_both_kinds!(
+    exec_and_attach_are_streams,
+    ports_are_forwarded_also_those_on_the_guests_loopback,
+    security_contexts_hold,
+    limits_hold_are_changed_and_tell,
+    memory_that_runs_out_costs_the_one_that_took_it,
+    a_debugging_container_sees_its_targets_processes,
+    an_image_is_a_volume_where_the_engine_can_do_that,
+    probes_and_volumes_of_every_kind,
+);
