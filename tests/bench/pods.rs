@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hull_tests::containerd::{Containerd, RUNTIME, busybox};
-use hull_tests::kubelet::Pod;
 use hull_tests::memory;
 
 use crate::{Table, median, timed};
@@ -59,14 +58,6 @@ pub fn rows(table: &mut Table, size: Size) {
     }
     let idle = [RUNTIME, RUNC].map(|runtime| one_more(&containerd, runtime, size));
     table.beside("`ctr run --rm` of `true`, while nothing else runs", idle[0], idle[1]);
-    let ready = ["hull", "runc"].map(|handler| ready(&containerd, handler, size));
-    table.beside(
-        "from a look at the image and `RunPodSandbox` to a pod that is ready, its network included",
-        ready[0],
-        ready[1],
-    );
-    let execs = [RUNTIME, RUNC].map(|runtime| exec(&containerd, runtime, size));
-    table.beside("`ctr task exec` of `true`", execs[0], execs[1]);
     let busy = [RUNTIME, RUNC].map(|runtime| beside_others(&containerd, runtime, size, table));
     table.beside(&format!("the same, while {} others run", size.running), busy[0], busy[1]);
     let slower = |side: usize| format!("{:.2}", busy[side].as_secs_f64() / idle[side].as_secs_f64());
@@ -101,30 +92,6 @@ fn in_a_minute(containerd: &Containerd, runtime: &str, at_once: usize, all: usiz
 
 fn one_more(containerd: &Containerd, runtime: &str, size: Size) -> Duration {
     median((0..size.containers).map(|number| life(containerd, runtime, &format!("more-{number}"))).collect())
-}
-
-/// From the request for a pod until there is one.
-fn ready(containerd: &Containerd, handler: &str, size: Size) -> Duration {
-    let times = (0..size.containers).map(|number| {
-        let begun = Instant::now();
-        let pod = Pod::try_run_by(containerd, handler, &format!("pod-{number}"), |_| {}).unwrap();
-        let took = begun.elapsed();
-        pod.end();
-        took
-    });
-    median(times.collect())
-}
-
-/// A program more in a container that runs.
-fn exec(containerd: &Containerd, runtime: &str, size: Size) -> Duration {
-    let words = ["run", "-d", "--runtime", runtime, &busybox(), "execs", "sleep", "100000"];
-    timed(&mut containerd.ctr(words));
-    let times = (0..size.containers).map(|number| {
-        timed(&mut containerd.ctr(["task", "exec", "--exec-id", &format!("e{number}"), "execs", "true"]))
-    });
-    let took = median(times.collect());
-    containerd.remove("execs");
-    took
 }
 
 /// The cost of one more, while others run that do nothing; rows about these.
