@@ -58,6 +58,8 @@ pub fn rows(table: &mut Table, size: Size) {
     }
     let idle = [RUNTIME, RUNC].map(|runtime| one_more(&containerd, runtime, size));
     table.beside("`ctr run --rm` of `true`, while nothing else runs", idle[0], idle[1]);
+    let execs = [RUNTIME, RUNC].map(|runtime| exec(&containerd, runtime, size));
+    table.beside("`ctr task exec` of `true`", execs[0], execs[1]);
     let busy = [RUNTIME, RUNC].map(|runtime| beside_others(&containerd, runtime, size, table));
     table.beside(&format!("the same, while {} others run", size.running), busy[0], busy[1]);
     let slower = |side: usize| format!("{:.2}", busy[side].as_secs_f64() / idle[side].as_secs_f64());
@@ -92,6 +94,18 @@ fn in_a_minute(containerd: &Containerd, runtime: &str, at_once: usize, all: usiz
 
 fn one_more(containerd: &Containerd, runtime: &str, size: Size) -> Duration {
     median((0..size.containers).map(|number| life(containerd, runtime, &format!("more-{number}"))).collect())
+}
+
+/// A program more in a container that runs.
+fn exec(containerd: &Containerd, runtime: &str, size: Size) -> Duration {
+    let words = ["run", "-d", "--runtime", runtime, &busybox(), "execs", "sleep", "100000"];
+    timed(&mut containerd.ctr(words));
+    let times = (0..size.containers).map(|number| {
+        timed(&mut containerd.ctr(["task", "exec", "--exec-id", &format!("e{number}"), "execs", "true"]))
+    });
+    let took = median(times.collect());
+    containerd.remove("execs");
+    took
 }
 
 /// The cost of one more, while others run that do nothing; rows about these.
