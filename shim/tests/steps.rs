@@ -96,6 +96,14 @@ async fn one_step(shape: Shape, victim: &str, step: usize, name: &str) -> Said {
     said
 }
 
+/// Of the monitor, from its start, and of the agent. The bound only goes down.
+#[test]
+fn a_pod_is_ready_after_so_many_requests() {
+    let steps = block_on(steps(Shape::Sandboxed));
+    let ready = steps.iter().position(|step| step == "plug").unwrap();
+    assert!(ready <= 12, "{:?}", &steps[..ready]);
+}
+
 #[test]
 fn the_monitor_dies() {
     every_step(Shape::Alone, "monitor");

@@ -18,6 +18,7 @@ use tempfile::{NamedTempFile, TempDir};
 mod control;
 mod io;
 mod monitor;
+mod pods;
 #[path = "../../vmm/tests/support/tap.rs"]
 mod tap;
 
@@ -44,9 +45,16 @@ fn main() {
             io::rows(&mut table);
             table.print();
         }
+        ["pods", ref counts @ ..] => {
+            let mut table = Table::default();
+            pods::rows(&mut table, pods::Size::of(counts));
+            table.print();
+        }
         ["monitor"] => monitor::run(None),
         ["monitor", "--peer", program] => monitor::run(Some(Path::new(program))),
-        _ => panic!("usage: hull-bench [idle | memory | io | monitor [--peer FIRECRACKER]]"),
+        _ => panic!(
+            "usage: hull-bench [idle | memory | io | pods [CONTAINERS [RUNNING]] | monitor [--peer FIRECRACKER]]"
+        ),
     }
 }
 
@@ -60,6 +68,7 @@ fn containers() {
     returned(&hull, &mut table);
     hull.left_nothing();
     io::rows(&mut table);
+    pods::rows(&mut table, pods::Size::of(&[]));
     // runc changes how the host's cgroups are mounted: from here on the host is not what it was.
     beside_runc(&Hull::new(), &mut table);
     pull(&mut table);

@@ -21,7 +21,7 @@ use jobs::{Hosts, Job, names_of};
 use runner::{Count, watch};
 
 /// How long one module of the end-to-end tests may take: several times what the longest needs.
-const E2E_SECONDS: u32 = 900;
+const E2E_SECONDS: u32 = 1500;
 /// How often a test is tried where the host is emulated.
 const EMULATED_ATTEMPTS: u32 = 3;
 
