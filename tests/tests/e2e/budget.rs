@@ -40,7 +40,7 @@ fn a_boot_takes_no_more_exits_and_interrupts_than_it_used_to() {
 }
 
 /// Of the shim's program, in bytes: its pages are its own where only one shim runs.
-const SHIM_MAX: u64 = 3_000_000;
+const SHIM_MAX: u64 = 3_100_000;
 /// What a shim alone has to itself, in KiB.
 const SHIM_PRIVATE_MAX: u64 = 4 << 10;
 /// What is charged to one pod's shim and monitor, besides its guest's memory, in KiB.
