@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+
 use super::{check, owned};
 
 /// `struct bpf_insn`.
@@ -48,17 +50,29 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> nix::Result<libc::c_long> {
     check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) })
 }
 
+/// How often a load is begun that signals end.
+const ATTEMPTS: usize = 16;
+
 /// Loads a program that decides about device access (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 pub fn load_device_program(program: &[Instruction]) -> nix::Result<OwnedFd> {
-    owned(bpf(
-        PROG_LOAD,
-        &Load {
-            kind: TYPE_CGROUP_DEVICE,
-            count: u32::try_from(program.len()).unwrap_or(u32::MAX),
-            instructions: program.as_ptr() as u64,
-            license: c"Apache-2.0".as_ptr() as u64,
-        },
-    )?)
+    let load = Load {
+        kind: TYPE_CGROUP_DEVICE,
+        count: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    owned(undisturbed(|| bpf(PROG_LOAD, &load))?)
+}
+
+/// The kernel gives up checking a program, with `EAGAIN`, when a signal has come, as from a child that has ended.
+fn undisturbed<T>(mut load: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(Errno::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 /// Has the cgroup ask the program about every device access in it and below.
@@ -73,4 +87,25 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
         },
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_a_signal_ended_is_begun_again() {
+        let after = |disturbed: usize| {
+            let mut calls = 0;
+            let result = undisturbed(|| {
+                calls += 1;
+                if calls <= disturbed { Err(Errno::EAGAIN) } else { Ok(calls) }
+            });
+            (result, calls)
+        };
+        assert_eq!(after(0), (Ok(1), 1));
+        assert_eq!(after(3), (Ok(4), 4));
+        assert_eq!(after(100), (Err(Errno::EAGAIN), ATTEMPTS));
+        assert_eq!(undisturbed(|| Err::<(), _>(Errno::EPERM)), Err(Errno::EPERM));
+    }
 }

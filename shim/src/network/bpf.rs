@@ -21,6 +21,8 @@ const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
+/// How often a load is begun that signals end.
+const ATTEMPTS: usize = 16;
 const MAP_OF_SOCKETS: u32 = 15;
 const PROGRAM_LOOK_UP: u32 = 30;
 const ATTACH_LOOK_UP: u32 = 36;
@@ -107,20 +109,25 @@ pub fn put_socket(table: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::Result<(
 pub fn load_look_up(program: &[Instruction]) -> io::Result<OwnedFd> {
     let mut name = [0; 16];
     name[..13].copy_from_slice(b"hull_loopback");
-    made(
-        PROG_LOAD,
-        &ProgLoad {
-            kind: PROGRAM_LOOK_UP,
-            count: u32::try_from(program.len()).unwrap_or(u32::MAX),
-            instructions: program.as_ptr() as u64,
-            license: c"Apache-2.0".as_ptr() as u64,
-            log: [0; 2],
-            version_and_flags: 0,
-            name,
-            interface: 0,
-            attach: ATTACH_LOOK_UP,
-        },
-    )
+    let load = ProgLoad {
+        kind: PROGRAM_LOOK_UP,
+        count: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log: [0; 2],
+        version_and_flags: 0,
+        name,
+        interface: 0,
+        attach: ATTACH_LOOK_UP,
+    };
+    for _ in 1..ATTEMPTS {
+        match made(PROG_LOAD, &load) {
+            // A signal has come, and the kernel has given up checking the program.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    made(PROG_LOAD, &load)
 }
 
 /// Has the network namespace ask the program, as long as the descriptor that is returned is open.
