@@ -168,9 +168,7 @@ impl RootfsPlan {
     fn image(mounts: &[Mount]) -> Result<Self, RootfsError> {
         let (mut lower, mut upper) = (None, None);
         for mount in mounts {
-            if !mount.target.is_empty() && mount.target != "/" {
-                return Err(RootfsError::Shape("a disk inside the root file system is not supported yet"));
-            }
+            at_the_root(mount)?;
             match mount.type_.as_str() {
                 "erofs" if lower.is_none() => lower = Some(erofs_pieces(mount)?),
                 "erofs" => return Err(RootfsError::Shape("more than one erofs mount is not supported yet")),
@@ -178,12 +176,7 @@ impl RootfsPlan {
                 _ => return Err(RootfsError::Shape("more than one ext4 mount makes no root file system")),
             }
         }
-        let upper = match upper {
-            Some((_, DiskAccess::ReadOnly)) => {
-                return Err(RootfsError::Shape("the writable layer cannot be read-only"));
-            }
-            upper => upper.map(|(path, _)| path),
-        };
+        let upper = upper.map(writable).transpose()?;
         match lower {
             Some(lower) => Self::image_of(vec![lower], upper),
             None => Err(RootfsError::Shape("two ext4 mounts make no root file system")),
@@ -276,6 +269,13 @@ impl RootfsPlan {
     }
 }
 
+fn at_the_root(mount: &Mount) -> Result<(), RootfsError> {
+    if mount.target.is_empty() || mount.target == "/" {
+        return Ok(());
+    }
+    Err(RootfsError::Shape("a disk inside the root file system is not supported yet"))
+}
+
 fn erofs_pieces(mount: &Mount) -> Result<Vec<PathBuf>, RootfsError> {
     let mut pieces = vec![PathBuf::from(&mount.source)];
     for option in &mount.options {
@@ -299,17 +299,23 @@ fn ext4(mount: &Mount) -> Result<(PathBuf, DiskAccess), RootfsError> {
             _ => return Err(RootfsError::Option { kind: "ext4", option: option.clone() }),
         }
     }
-    if !mount.target.is_empty() && mount.target != "/" {
-        return Err(RootfsError::Shape("a disk inside the root file system is not supported yet"));
-    }
+    at_the_root(mount)?;
     Ok((PathBuf::from(&mount.source), access))
+}
+
+/// The disk that is written to.
+fn writable(disk: (PathBuf, DiskAccess)) -> Result<PathBuf, RootfsError> {
+    match disk {
+        (path, DiskAccess::ReadWrite) => Ok(path),
+        (_, DiskAccess::ReadOnly) => Err(RootfsError::Shape("the writable layer cannot be read-only")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+    pub fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
         Mount {
             type_: kind.into(),
             source: source.into(),

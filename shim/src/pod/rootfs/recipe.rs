@@ -7,9 +7,8 @@
 use std::path::PathBuf;
 
 use containerd_shim_protos::types::mount::Mount;
-use hull_protocol::vmm::DiskAccess;
 
-use super::{RootfsError, erofs_pieces, ext4};
+use super::{RootfsError, at_the_root, erofs_pieces, ext4, writable};
 
 /// Begins an option that asks for a directory.
 const MAKE_DIRECTORY: &str = "X-containerd.mkdir.path=";
@@ -52,9 +51,7 @@ impl Recipe {
     pub fn parse(mounts: &[Mount]) -> Result<Self, RootfsError> {
         let shape = RootfsError::Shape;
         let (last, disks) = mounts.split_last().ok_or(shape("a root file system without mounts"))?;
-        if mounts.iter().any(|mount| !mount.target.is_empty() && mount.target != "/") {
-            return Err(shape("a disk inside the root file system is not supported yet"));
-        }
+        mounts.iter().try_for_each(at_the_root)?;
         let mut said = Said::default();
         for option in &last.options {
             said.read(option)?;
@@ -65,16 +62,16 @@ impl Recipe {
             _ => Err(shape("an overlay of layers that are not there")),
         };
         let layers = order.map(layer).collect::<Result<Vec<_>, _>>()?;
-        let writable: Vec<&Mount> = disks.iter().filter(|mount| mount.type_ == "ext4").collect();
-        if layers.is_empty() || layers.len() + writable.len() != disks.len() {
+        let writables: Vec<&Mount> = disks.iter().filter(|mount| mount.type_ == "ext4").collect();
+        if layers.is_empty() || layers.len() + writables.len() != disks.len() {
             return Err(shape("an overlay that leaves out one of its disks"));
         }
-        let upper = match (said.upper, said.work, writable.as_slice()) {
+        let upper = match (said.upper, said.work, writables.as_slice()) {
             (None, None, []) => Upper::None,
             (Some(Place::Mount(upper)), Some(Place::Mount(work)), [disk])
                 if upper == work && disks.get(upper).is_some_and(|mount| std::ptr::eq(mount, *disk)) =>
             {
-                Upper::Disk(writable_ext4(disk)?)
+                Upper::Disk(writable(ext4(disk)?)?)
             }
             (Some(Place::Host(upper)), Some(Place::Host(work)), []) => {
                 said.rest.extend([format!("upperdir={upper}"), format!("workdir={work}")]);
@@ -86,13 +83,6 @@ impl Recipe {
             Some(option) => Err(RootfsError::Option { kind: "overlay", option }),
             None => Ok(Self { layers, upper }),
         }
-    }
-}
-
-fn writable_ext4(mount: &Mount) -> Result<PathBuf, RootfsError> {
-    match ext4(mount)? {
-        (path, DiskAccess::ReadWrite) => Ok(path),
-        (_, DiskAccess::ReadOnly) => Err(RootfsError::Shape("the writable layer cannot be read-only")),
     }
 }
 
@@ -182,18 +172,10 @@ fn template(text: &str) -> Option<(Vec<&str>, &str)> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::tests::mount;
     use super::*;
 
     const OVERLAY: &str = "format/mkdir/overlay";
-
-    fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
-        Mount {
-            type_: kind.into(),
-            source: source.into(),
-            options: options.iter().map(|&option| option.into()).collect(),
-            ..Mount::default()
-        }
-    }
 
     fn layer(path: &str) -> Mount {
         mount("erofs", path, &["ro", "loop"])
