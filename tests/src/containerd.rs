@@ -181,6 +181,11 @@ impl Containerd {
         self.daemon.as_ref().unwrap().id()
     }
 
+    /// What it and the shims have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.file("log")).unwrap_or_default()
+    }
+
     /// A file in its folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -374,7 +379,7 @@ pub fn busybox() -> String {
 impl Drop for Containerd {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.file("log")).unwrap_or_default();
+            let log = self.log();
             // What the shims said names their pods.
             let matters = |line: &&str| {
                 // What is no line of a log is a panic.
