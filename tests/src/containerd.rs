@@ -156,11 +156,12 @@ impl Containerd {
     /// Starts the daemon, at first and after it was stopped.
     pub fn run_daemon(&mut self) {
         let path = std::env::var("PATH").unwrap_or_default();
+        let beside = std::env::var("HULL_CONTAINERD_DIR").map(|dir| format!("{dir}:")).unwrap_or_default();
         let log = File::options().create(true).append(true).open(self.file("log")).unwrap();
         let daemon = Command::new(program("containerd"))
             .arg("--config")
             .arg(self.file("config.toml"))
-            .env("PATH", format!("{}:{path}", binaries().display()))
+            .env("PATH", format!("{}:{beside}{path}", binaries().display()))
             .env("HULL_STATE_DIR", self.file("hull"))
             .envs(self.file(CHOSEN).exists().then(|| ("HULL_CONFIG", self.file(CHOSEN))))
             // Where no udev makes the nodes of mapped devices.

@@ -16,8 +16,8 @@ pub fn pods_with_impossible_flags(log: &str) -> BTreeSet<String> {
     };
     let impossible = |line: &&str| flags(line).is_some_and(|it| it & IMPOSSIBLE != 0 || it & ALWAYS == 0);
     let pod = |line: &str| {
-        let (_, rest) = line.split_once(" pod=")?;
-        rest.split([' ', '"']).next().map(str::to_owned)
+        let (_, rest) = line.split_once(" pod=\"")?;
+        rest.split('"').next().map(str::to_owned)
     };
     log.lines().filter(impossible).filter_map(pod).collect()
 }
@@ -28,10 +28,10 @@ mod tests {
 
     #[test]
     fn flags_that_no_processor_has_are_told_from_others() {
-        let log = "the guest's console: RIP: 0010:x RSP: 0 EFLAGS: 0040066e\" namespace=k8s.io pod=aa\n\
-                   the guest's console: RSP: 0018:ff EFLAGS: 00145086 ORIG_RAX: 0 namespace=k8s.io pod=bb\n\
-                   the guest's console: RSP: 0018:ff EFLAGS: 00000246 namespace=k8s.io pod=cc\n\
-                   the guest's console: RSP: 0018:ff EFLAGS: 0004 namespace=k8s.io pod=dd\n";
+        let log = "the guest's console: RIP: 0010:x RSP: 0 EFLAGS: 0040066e\" namespace=\"k8s.io\" pod=\"aa\"\n\
+                   the guest's console: RSP: 0018:ff EFLAGS: 00145086 ORIG_RAX: 0 namespace=\"k8s.io\" pod=\"bb\"\n\
+                   the guest's console: RSP: 0018:ff EFLAGS: 00000246 namespace=\"k8s.io\" pod=\"cc\"\n\
+                   the guest's console: RSP: 0018:ff EFLAGS: 0004 namespace=\"k8s.io\" pod=\"dd\"\n";
         assert_eq!(pods_with_impossible_flags(log), ["aa", "bb"].map(str::to_owned).into());
     }
 }

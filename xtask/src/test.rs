@@ -3,6 +3,7 @@
 //! Unit tests, devices against their driver in memory, and micro-guests on `/dev/kvm` run where we are. What needs a
 //! Linux guest runs in the test host, or here when this machine's KVM can.
 
+mod engines;
 mod jobs;
 pub mod oci;
 mod runner;
@@ -17,6 +18,7 @@ use clap::ValueEnum;
 use crate::packages;
 use crate::shell::{Error, cargo, output, root, run, say};
 use crate::{build, run as container};
+use engines::Engines;
 use jobs::{Hosts, Job, names_of};
 use runner::{Count, watch};
 
@@ -60,18 +62,21 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
             "--no-fail-fast",
         ]))?;
     }
-    let mut jobs = Vec::new();
+    let (mut jobs, mut left_out) = (Vec::new(), Vec::new());
     let place = Place::find()?;
     if wanted(Layer::Host) {
         jobs.extend(host_jobs(place)?);
     }
     if wanted(Layer::E2e) {
-        jobs.extend(end_to_end_jobs(place, filter)?);
+        let (end_to_end, without) = end_to_end_jobs(place, filter)?;
+        jobs.extend(end_to_end);
+        left_out = without;
     }
     if !jobs.is_empty() {
         say("what needs a Linux guest or every cgroup controller, each part in a host of its own");
         total += jobs::run_all(place.hosts(), jobs)?;
     }
+    left_out.iter().for_each(|what| say(&format!("left out: {what}")));
     println!("{} passed, {} failed", total.passed, total.failed);
     // Nothing run is nothing shown to work.
     Ok(if total.failed == 0 && total.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -251,61 +256,33 @@ fn with_vhost(place: Place, host: &mut Command) -> &mut Command {
     host.args(["sh", "-ec", &format!("{load}; exec \"$@\""), "sh"])
 }
 
-/// Each module of the end-to-end tests.
-fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<Vec<Job>, Error> {
+/// Each module of the end-to-end tests, with each of the engines that it is for; and what is left out because an engine cannot be
+/// had.
+fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<String>), Error> {
     fixtures()?;
     let (binary, checker) = (executable("tests", "e2e")?, oci::checker()?);
     let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in names_of(&binary, filter)? {
         modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
     }
+    let mut engines = Engines::default();
     let mut jobs = Vec::new();
     for (module, names) in modules {
-        for engine in engines(&module) {
+        for engine in engines.of(&module)? {
             let (binary, checker) = (binary.clone(), checker.clone());
-            let folder = engine.map(Engine::fetch).transpose()?;
-            let title = engine.map_or(module.clone(), |engine| format!("{module}, {}", engine.suite));
-            jobs.push(Job::tests(&format!("end to end: {title}"), names.clone(), move |names| {
+            let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
+            if names.is_empty() {
+                continue;
+            }
+            jobs.push(Job::tests(&format!("end to end: {module}{}", engine.title()), names, move |names| {
                 let mut host = place.beside_a_registry(E2E_SECONDS, "6144");
-                host.env("HULL_CHECKER", &checker);
-                if let Some((engine, folder)) = engine.zip(folder.as_ref()) {
-                    host.env(engine.variable, folder);
-                }
+                host.env("HULL_CHECKER", &checker).envs(engine.variable());
                 host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
                 host
             }));
         }
     }
-    Ok(jobs)
-}
-
-/// An engine of another Debian than this one.
-#[derive(Clone, Copy, Debug)]
-struct Engine {
-    /// The Debian suite.
-    suite: &'static str,
-    /// How the tests are told where its programs are.
-    variable: &'static str,
-}
-
-impl Engine {
-    /// Fetches it unless it is there. Returns the folder with its programs.
-    fn fetch(self) -> Result<PathBuf, Error> {
-        let folder = output(Command::new(root().join("tests/fixtures/engines")).arg(self.suite))?;
-        Ok(PathBuf::from(folder.trim()).join("bin"))
-    }
-}
-
-/// The engines that a module's tests run with; `None` is the one that is installed.
-fn engines(module: &str) -> Vec<Option<Engine>> {
-    let of = |variable, suite| Some(Engine { suite, variable });
-    match module {
-        "cgroups" | "containerd" | "cri" | "devices" | "kubelet" | "resize" | "restarts" => {
-            vec![None, of("HULL_CONTAINERD_DIR", "trixie"), of("HULL_CONTAINERD_DIR", "sid")]
-        }
-        "docker" => vec![of("HULL_DOCKER_DIR", "trixie"), of("HULL_DOCKER_DIR", "sid")],
-        _ => vec![None],
-    }
+    Ok((jobs, engines.left_out))
 }
 
 /// Builds the images of the tests here, where the cache is kept; the test host forgets what it writes.

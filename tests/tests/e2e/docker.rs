@@ -155,7 +155,10 @@ fn a_port_is_published_and_containers_reach_one_another() {
     let serve = "mkdir /www && echo hello >/www/index.html && exec httpd -f -p 80 -h /www";
     docker.ok(["run", "-d", "--name", "web", "-p", "127.0.0.1:18080:80", IMAGE, "sh", "-c", serve]);
     eventually("the published port answers", || (fetched("127.0.0.1:18080")? == "hello\n").then_some(()));
-    let address = docker.inspect("web")["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
+    let address = docker.inspect("web")["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let url = format!("http://{address}/");
     assert_eq!(docker.ok(["run", "--rm", IMAGE, "wget", "-qO-", &url]), "hello");
     let own = docker.ok(["exec", "web", "ip", "-4", "-o", "addr", "show", "eth0"]);

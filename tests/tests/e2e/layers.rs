@@ -1,5 +1,5 @@
 //! A root file system that comes as a recipe: a file system for each layer and how they are put together, as the erofs snapshotter of
-//! containerd 2.2 and newer hands it to a shim. There is no such containerd here: the requests are made by hand, in its words.
+//! containerd 2.2 and newer hands it to a shim: by requests made by hand, in its words, and by such a containerd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::process::Command;
 
 use hull_shim::client::messages::{CreateTaskRequest, Mount};
 use hull_shim::client::{Process, Reach, Shim, TaskClient, file_address};
-use hull_tests::hull::binaries;
+use hull_tests::containerd::{Containerd, RUNTIME};
+use hull_tests::hull::{binaries, image};
 use hull_tests::leaks::Snapshot;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -221,4 +222,50 @@ async fn layers_come_and_go_with_a_pods_containers() {
         fs::remove_dir_all(folder.path().join(name)).unwrap();
     }
     before.assert_unchanged(folder.path());
+}
+
+/// In an image of twelve layers: what they took away, replaced and kept, of what kind the root file system is, and one file more.
+const TWELVE: &str = "
+    cd /data && ls kept emptied && cat becomes-file && test ! -e gone
+    stat -c '%a %u:%g' /owners/secret /data/kept; readlink /kept; ls /many | wc -l
+    awk '$5 == \"/\" { print $9 }' /proc/self/mountinfo
+    if test -e /new; then exit 4; fi; echo new >/new; exit 3";
+const SAID: &str = "emptied:\nnew\n\nkept:\n1\n3\nc\nfile\n700 100000:200000\n711 0:0\n/data/kept\n3002\n";
+
+#[test]
+fn containerd_leaves_the_layers_to_the_shim() {
+    shell(Path::new("/"), "modprobe -a loop erofs");
+    // What is written goes to a disk, or to directories of the host.
+    for (choice, from) in [("default_size = \"64MiB\"", "overlay"), ("", "volumes")] {
+        let containerd = Containerd::with(|_| {
+            format!(
+                "[plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]\n\
+                 [plugins.\"io.containerd.snapshotter.v1.erofs\"]\n  {choice}\n"
+            )
+        });
+        if containerd.version() < (2, 2) {
+            eprintln!("skipped: this containerd puts the layers together by itself");
+            return containerd.left_nothing();
+        }
+        let image = format!("{}:latest", image("layers"));
+        containerd.ok(["images", "pull", "--local", "--plain-http", "--snapshotter", "erofs", &image]);
+        let run =
+            ["run", "--runtime", RUNTIME, "--snapshotter", "erofs", &image, "twelve", "sh", "-ec", TWELVE];
+        let said = containerd.run(run);
+        assert_eq!(
+            (said.code, said.out.as_str()),
+            (3, format!("{SAID}{from}\n").as_str()),
+            "{choice}: {said:?}"
+        );
+        // Its second task finds what the first has written.
+        let said = containerd.run(["task", "start", "twelve"]);
+        assert_eq!(
+            (said.code, said.out.as_str()),
+            (4, format!("{SAID}{from}\n").as_str()),
+            "{choice}: {said:?}"
+        );
+        containerd.ok(["container", "rm", "twelve"]);
+        containerd.ok(["images", "rm", "--sync", &image]);
+        containerd.left_nothing();
+    }
 }

@@ -2,13 +2,14 @@
 //!
 //! `HULL_SOAK` says how much, as a percentage of what the names of the tests say; `HULL_SOAK_AT_ONCE` how many pods at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hull_tests::containerd::Containerd;
 use hull_tests::counters::Counters;
@@ -70,9 +71,10 @@ fn pids(record: &serde_json::Value) -> [(&'static str, u32); 2] {
 #[ignore = "hours: cargo xtask soak"]
 fn a_thousand_pods_twenty_at_a_time() {
     let (all, at_once) = (part_of(1000), number("HULL_SOAK_AT_ONCE", 20));
-    let containerd = Containerd::for_pods();
+    // Twenty guests that boot on one emulated processor take their time.
+    let containerd = Containerd::for_pods_as("[vm]\nboot_timeout_seconds = 600\n");
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let lost = Mutex::new(BTreeSet::new());
+    let (lost, times) = (Mutex::new(BTreeSet::new()), Times::default());
     let (begun, daemon) = (Instant::now(), containerd.pid());
     let before = Counters::of_host();
     std::thread::scope(|scope| {
@@ -81,7 +83,7 @@ fn a_thousand_pods_twenty_at_a_time() {
                 while let number = next.fetch_add(1, Ordering::SeqCst)
                     && number < all
                 {
-                    if let Err(id) = one_pod(&containerd, &format!("soak-{number}")) {
+                    if let Err(id) = one_pod(&containerd, &format!("soak-{number}"), &times) {
                         lost.lock().unwrap().insert(id);
                     }
                     let done = done.fetch_add(1, Ordering::SeqCst) + 1;
@@ -93,28 +95,63 @@ fn a_thousand_pods_twenty_at_a_time() {
             });
         }
     });
-    println!("the host before: {before}\nthe host after: {}", Counters::of_host());
+    println!("the host before: {before}\nthe host after: {}\n{times}", Counters::of_host());
     let lost = lost.into_inner().unwrap();
     let by_the_emulator = emulator::pods_with_impossible_flags(&containerd.log());
     println!("lost: {lost:?}; guests whose processor had flags that none has: {by_the_emulator:?}");
-    assert!(lost.len() <= by_the_emulator.len() && lost.len() <= all / 100, "{} of {all} were lost", lost.len());
+    assert!(
+        lost.len() <= by_the_emulator.len() && lost.len() <= all / 100,
+        "{} of {all} were lost",
+        lost.len()
+    );
     std::fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
     containerd.left_nothing();
 }
 
+/// How long each step of a pod took.
+#[derive(Default)]
+struct Times(Mutex<BTreeMap<&'static str, Vec<Duration>>>);
+
+impl Times {
+    fn of<T>(&self, step: &'static str, make: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let made = make();
+        self.0.lock().unwrap().entry(step).or_default().push(begun.elapsed());
+        made
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (step, times) in &mut *self.0.lock().unwrap() {
+            times.sort_unstable();
+            let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64();
+            writeln!(
+                f,
+                "{step}: median {:.1} s, 99 of 100 {:.1} s, longest {:.1} s",
+                at(50),
+                at(99),
+                at(100)
+            )?;
+        }
+        Ok(())
+    }
+}
+
 /// A pod that is made, used and taken down. One that is lost on the way is taken down too, and told by its name.
-fn one_pod(containerd: &Containerd, name: &str) -> Result<(), String> {
+fn one_pod(containerd: &Containerd, name: &str, times: &Times) -> Result<(), String> {
     let lost = |_| name.to_owned();
-    let pod = catch_unwind(|| Pod::run(containerd, name, NamespaceMode::CONTAINER)).map_err(lost)?;
-    let used = catch_unwind(AssertUnwindSafe(|| use_pod(&pod, name))).map_err(lost);
-    pod.take_down();
+    let run = || times.of("pod", || Pod::run(containerd, name, NamespaceMode::CONTAINER));
+    let pod = catch_unwind(AssertUnwindSafe(run)).map_err(lost)?;
+    let used = catch_unwind(AssertUnwindSafe(|| use_pod(&pod, name, times))).map_err(lost);
+    times.of("take down", || pod.take_down());
     used
 }
 
-fn use_pod(pod: &Pod<'_>, name: &str) {
-    let id = pod.container(name, 0, "echo begun; exec sleep 1000", &[]);
-    assert_eq!(pod.says(&id, "hostname"), format!("{name}\n"));
-    pod.stop(&id, 0);
+fn use_pod(pod: &Pod<'_>, name: &str, times: &Times) {
+    let id = times.of("container", || pod.container(name, 0, "echo begun; exec sleep 1000", &[]));
+    assert_eq!(times.of("exec", || pod.says(&id, "hostname")), format!("{name}\n"));
+    times.of("stop", || pod.stop(&id, 0));
     assert_eq!(pod.status(&id).exit_code, 137);
     pod.remove(&id);
     assert_eq!(pod.log(&format!("{name}-0.log")), ["stdout F begun"]);
