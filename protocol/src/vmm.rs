@@ -123,6 +123,35 @@ pub enum Request {
     Stop,
 }
 
+impl Request {
+    /// What is asked for, in one word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "Hello",
+            Self::Jail(_) => "Jail",
+            Self::Machine(_) => "Machine",
+            Self::AddDisk(_) => "AddDisk",
+            Self::AddVsock(_) => "AddVsock",
+            Self::AddNetwork(_) => "AddNetwork",
+            Self::AddFs(_) => "AddFs",
+            Self::AddEntropy => "AddEntropy",
+            Self::AddPmem(_) => "AddPmem",
+            Self::AddHotplugMemory { .. } => "AddHotplugMemory",
+            Self::ReserveHotplugMemory { .. } => "ReserveHotplugMemory",
+            Self::PlugHotplugMemory => "PlugHotplugMemory",
+            Self::SetHotplugMemory { .. } => "SetHotplugMemory",
+            Self::AddBalloon => "AddBalloon",
+            Self::SetBalloon { .. } => "SetBalloon",
+            Self::Boot => "Boot",
+            Self::Unplug { .. } => "Unplug",
+            Self::Pause => "Pause",
+            Self::Resume => "Resume",
+            Self::Stats => "Stats",
+            Self::Stop => "Stop",
+        }
+    }
+}
+
 /// What the monitor says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", content = "with", rename_all = "snake_case", deny_unknown_fields)]

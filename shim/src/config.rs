@@ -52,6 +52,8 @@ pub struct Config {
     pub debug_console: DebugConsole,
     /// How much is logged.
     pub log: LogLevel,
+    /// The file that spans are appended to.
+    pub trace_file: Option<PathBuf>,
 }
 
 /// How fast devices are.
@@ -238,7 +240,7 @@ impl Config {
     }
 
     fn resolve(keys: Keys) -> Result<Self, ConfigError> {
-        let Keys { vm, disk, network, monitor, annotations, debug, log } = keys;
+        let Keys { vm, disk, network, monitor, annotations, debug, log, trace } = keys;
         let named = |by, path: Option<PathBuf>| path.map(|path| Named { path, by });
         let defaults = VmDefaults::default();
         let vm_size = VmDefaults {
@@ -279,6 +281,7 @@ impl Config {
             allowed_annotations: annotations.allow.unwrap_or_default(),
             debug_console: if debug.console == Some(true) { DebugConsole::On } else { DebugConsole::Off },
             log: log.level.unwrap_or_default(),
+            trace_file: trace.file,
         })
     }
 }

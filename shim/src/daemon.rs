@@ -25,6 +25,7 @@ use crate::paths::{PathError, PodSockets, state_root};
 use crate::pod::{Pod, ShutdownMode};
 use crate::record::{Record, RecordError};
 use crate::service;
+use crate::trace::Tracer;
 
 /// How long a shim without a container waits for one before it goes.
 const IDLE: Duration = Duration::from_secs(600);
@@ -109,7 +110,8 @@ pub async fn serve_pod(
     let listener = UnixListener::from_std(listener)?;
     let namespace = identity.namespace.clone();
     let (events, publisher) = Events::start(std::env::var(ADDRESS_VARIABLE).ok(), namespace.clone());
-    let pod = Arc::new(Pod::new(config, sockets.clone(), namespace, events));
+    let tracer = config.trace_file.clone().map(|file| Tracer::new(file, &identity.namespace, &identity.id));
+    let pod = Arc::new(Pod::new(config, sockets.clone(), namespace, events, tracer));
     let mut server = Server::new()
         .add_listener(Listener::new(own_user_only(listener)))
         .register_service(service::services(&pod, &identity.id));

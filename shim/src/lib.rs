@@ -34,6 +34,7 @@ mod service;
 pub mod size;
 mod spec;
 mod time;
+mod trace;
 mod undo;
 
 use std::io as std_io;

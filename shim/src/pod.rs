@@ -58,6 +58,7 @@ use crate::events::{Event, Events};
 use crate::paths::PodSockets;
 use crate::process::{Exit, Phase};
 use crate::record::Lifecycle;
+use crate::trace::Tracer;
 
 /// 128 + SIGKILL.
 const KILLED: u32 = 137;
@@ -128,6 +129,7 @@ pub struct Pod {
     events: Mutex<Events>,
     sockets: PodSockets,
     namespace: String,
+    tracer: Option<Arc<Tracer>>,
     table: Mutex<BTreeMap<String, Slot>>,
     /// Held by the one update that is under way: each looks at the limits that the others have left.
     updating: tokio::sync::Mutex<()>,
@@ -137,9 +139,16 @@ pub struct Pod {
 
 impl Pod {
     /// A pod without containers, of this namespace of containers' ids.
-    pub fn new(config: Config, sockets: PodSockets, namespace: String, events: Events) -> Self {
+    pub fn new(
+        config: Config,
+        sockets: PodSockets,
+        namespace: String,
+        events: Events,
+        tracer: Option<Tracer>,
+    ) -> Self {
         Self {
             config,
+            tracer: tracer.map(Arc::new),
             events: Mutex::new(events),
             sockets,
             namespace,
@@ -148,6 +157,11 @@ impl Pod {
             occupancy: watch::Sender::new(Occupancy::Empty),
             state: watch::Sender::new(PodState::Open),
         }
+    }
+
+    /// Who writes the spans of its requests, where there are any.
+    pub fn tracer(&self) -> Option<Arc<Tracer>> {
+        self.tracer.clone()
     }
 
     /// Waits until the shim may end.

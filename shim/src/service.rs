@@ -26,6 +26,7 @@ use crate::metrics::DEBUG_METHOD;
 use crate::pod::{Pod, ShutdownMode};
 use crate::process::WindowSize;
 use crate::time::timestamp;
+use crate::trace::{self, Call, Parent};
 
 const SERVICE_V3: &str = "containerd.task.v3.Task";
 const SERVICE_V2: &str = "containerd.task.v2.Task";
@@ -45,31 +46,42 @@ struct TaskService {
 }
 
 impl TaskService {
-    /// Runs a request to its end, even if the client goes away.
-    async fn run<T, F, W>(&self, container: &str, work: W) -> ttrpc::Result<T>
+    async fn run<T, F, W>(
+        &self,
+        context: &TtrpcContext,
+        method: &'static str,
+        container: &str,
+        work: W,
+    ) -> ttrpc::Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, TaskError>> + Send + 'static,
         W: FnOnce(Arc<Pod>) -> F,
     {
-        run(&self.pod, container, work).await
+        run(&self.pod, call(context, method, container), work).await
     }
 }
 
-async fn run<T, F, W>(pod: &Arc<Pod>, container: &str, work: W) -> ttrpc::Result<T>
+fn call(context: &TtrpcContext, method: &'static str, container: &str) -> Call {
+    Call { method, container: container.to_owned(), parent: Parent::of(&context.metadata) }
+}
+
+/// Runs a request to its end, even if the client goes away.
+async fn run<T, F, W>(pod: &Arc<Pod>, call: Call, work: W) -> ttrpc::Result<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, TaskError>> + Send + 'static,
     W: FnOnce(Arc<Pod>) -> F,
 {
-    match tokio::spawn(work(Arc::clone(pod))).await {
+    let (container, work) = (call.container.clone(), Box::pin(work(Arc::clone(pod))));
+    match tokio::spawn(trace::request(pod.tracer(), call, work)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
-            log::info!(container; "{error}");
+            log::info!(container:% = container; "{error}");
             Err(error.to_status())
         }
         Err(error) => {
-            log::error!(container; "a request ended early: {error}");
+            log::error!(container:% = container; "a request ended early: {error}");
             Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, "the request ended early")))
         }
     }
@@ -83,18 +95,23 @@ fn now<T>(result: Result<T, TaskError>) -> ttrpc::Result<T> {
 impl Task for TaskService {
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
         let id = request.id.clone();
         log::info!(container:% = id; "create");
-        let pid = self.run(&id, |pod| async move { pod.create(request).await }).await?;
+        let pid =
+            self.run(context, "Task/Create", &id, |pod| async move { pod.create(request).await }).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
-    async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+    async fn start(
+        &self,
+        context: &TtrpcContext,
+        request: api::StartRequest,
+    ) -> ttrpc::Result<api::StartResponse> {
         let pid = self
-            .run(&request.id.clone(), |pod| async move {
+            .run(context, "Task/Start", &request.id.clone(), |pod| async move {
                 let container = pod.container(&request.id)?;
                 if request.exec_id.is_empty() {
                     container.start_init().await
@@ -116,11 +133,11 @@ impl Task for TaskService {
 
     async fn delete(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::DeleteRequest,
     ) -> ttrpc::Result<api::DeleteResponse> {
         let (pid, exit) = self
-            .run(&request.id.clone(), |pod| async move {
+            .run(context, "Task/Delete", &request.id.clone(), |pod| async move {
                 if request.exec_id.is_empty() {
                     pod.delete(&request.id).await
                 } else {
@@ -136,9 +153,9 @@ impl Task for TaskService {
         })
     }
 
-    async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<api::Empty> {
+    async fn kill(&self, context: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<api::Empty> {
         let reach = if request.all { Reach::Container } else { Reach::Process };
-        self.run(&request.id.clone(), |pod| async move {
+        self.run(context, "Task/Kill", &request.id.clone(), |pod| async move {
             pod.container(&request.id)?.kill(&request.exec_id, request.signal, reach).await
         })
         .await?;
@@ -167,14 +184,19 @@ impl Task for TaskService {
         Ok(convert::pids(&container))
     }
 
-    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        self.run(&request.id.clone(), |pod| async move { pod.container(&request.id)?.pause().await }).await?;
+    async fn pause(&self, context: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        self.run(context, "Task/Pause", &request.id.clone(), |pod| async move {
+            pod.container(&request.id)?.pause().await
+        })
+        .await?;
         Ok(api::Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        self.run(&request.id.clone(), |pod| async move { pod.container(&request.id)?.resume().await })
-            .await?;
+    async fn resume(&self, context: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        self.run(context, "Task/Resume", &request.id.clone(), |pod| async move {
+            pod.container(&request.id)?.resume().await
+        })
+        .await?;
         Ok(api::Empty::new())
     }
 
@@ -188,28 +210,38 @@ impl Task for TaskService {
 
     async fn resize_pty(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::ResizePtyRequest,
     ) -> ttrpc::Result<api::Empty> {
         let size = WindowSize { columns: request.width, rows: request.height };
-        self.run(&request.id.clone(), |pod| async move {
+        self.run(context, "Task/ResizePty", &request.id.clone(), |pod| async move {
             pod.container(&request.id)?.resize(&request.exec_id, size).await
         })
         .await?;
         Ok(api::Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        self.run(&request.id.clone(), |pod| async move {
+    async fn update(
+        &self,
+        context: &TtrpcContext,
+        request: api::UpdateTaskRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.run(context, "Task/Update", &request.id.clone(), |pod| async move {
             pod.update(&request.id, &request.resources.value).await
         })
         .await?;
         Ok(api::Empty::new())
     }
 
-    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+    async fn stats(
+        &self,
+        context: &TtrpcContext,
+        request: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
         let stats = self
-            .run(&request.id.clone(), |pod| async move { pod.container(&request.id)?.stats().await })
+            .run(context, "Task/Stats", &request.id.clone(), |pod| async move {
+                pod.container(&request.id)?.stats().await
+            })
             .await?;
         let stats = MessageField::some(metrics::metrics(&stats)?);
         Ok(api::StatsResponse { stats, ..Default::default() })
@@ -227,9 +259,13 @@ impl Task for TaskService {
         })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
+    async fn shutdown(
+        &self,
+        context: &TtrpcContext,
+        request: api::ShutdownRequest,
+    ) -> ttrpc::Result<api::Empty> {
         let mode = if request.now { ShutdownMode::Now } else { ShutdownMode::WhenEmpty };
-        self.run(&request.id.clone(), |pod| async move {
+        self.run(context, "Task/Shutdown", &request.id.clone(), |pod| async move {
             pod.shut_down(mode).await;
             Ok(())
         })

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hull_tests::containerd::{Containerd, RUNTIME, busybox};
+use hull_tests::kubelet::Pod;
 use hull_tests::memory;
 
 use crate::{Table, median, timed};
 
 const RUNC: &str = "io.containerd.runc.v2";
+/// Its name among the handlers of pods.
+const RUNC_HANDLER: &str = "runc";
 /// Boots are slow where so many share an emulated processor.
 const CHOSEN: &str = "[vm]\nboot_timeout_seconds = 600\n";
 /// How many are alive at the same time in each of the first rows.
@@ -60,12 +63,15 @@ pub fn rows(table: &mut Table, size: Size) {
     table.beside("`ctr run --rm` of `true`, while nothing else runs", idle[0], idle[1]);
     let execs = [RUNTIME, RUNC].map(|runtime| exec(&containerd, runtime, size));
     table.beside("`ctr task exec` of `true`", execs[0], execs[1]);
+    let ready = [containerd.handler(), RUNC_HANDLER].map(|handler| ready(&containerd, handler, size));
+    table.beside("`RunPodSandbox`, until the sandbox is ready", ready[0], ready[1]);
     let busy = [RUNTIME, RUNC].map(|runtime| beside_others(&containerd, runtime, size, table));
     table.beside(&format!("the same, while {} others run", size.running), busy[0], busy[1]);
     let slower = |side: usize| format!("{:.2}", busy[side].as_secs_f64() / idle[side].as_secs_f64());
     table.row("the second of these beside the first", &slower(0), &slower(1), &"");
     // runc leaves the cgroup of containerd's namespace; it is empty, or the next line says so.
     let _ = std::fs::remove_dir("/sys/fs/cgroup/default");
+    std::fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
     containerd.left_nothing();
 }
 
@@ -106,6 +112,16 @@ fn exec(containerd: &Containerd, runtime: &str, size: Size) -> Duration {
     let took = median(times.collect());
     containerd.remove("execs");
     took
+}
+
+/// Pods of Kubernetes, one after the other, their network included. What stands for one of runc's ends at once; it was started.
+fn ready(containerd: &Containerd, handler: &str, size: Size) -> Duration {
+    let times = (0..size.containers).map(|number| {
+        let pod = Pod::try_run_by(containerd, handler, &format!("ready-{number}"), |_| {}).unwrap();
+        pod.take_down();
+        pod.ready_after
+    });
+    median(times.collect())
 }
 
 /// The cost of one more, while others run that do nothing; rows about these.

@@ -45,6 +45,7 @@ pub struct Containerd {
     folder: TempDir,
     sandboxer: Sandboxer,
     daemon: Option<Child>,
+    environment: Vec<(String, String)>,
     before: Option<Snapshot>,
 }
 
@@ -136,8 +137,20 @@ impl Containerd {
         self.file(&format!("state/io.containerd.{kind}/k8s.io/{id}"))
     }
 
+    /// Starts one with these words in its environment, and with choices of Hull's administrator.
+    pub fn traced(chosen: &str, environment: &[(&str, &str)]) -> Self {
+        Self::with_environment(environment, |folder| {
+            fs::write(folder.join(CHOSEN), chosen).unwrap();
+            String::new()
+        })
+    }
+
     /// Starts one with further lines of configuration, which `prepare` makes, with what belongs to them in this folder.
     pub fn with(prepare: impl FnOnce(&Path) -> String) -> Self {
+        Self::with_environment(&[], prepare)
+    }
+
+    fn with_environment(environment: &[(&str, &str)], prepare: impl FnOnce(&Path) -> String) -> Self {
         let folder = TempDir::with_prefix("hull-e2e-").unwrap();
         let before = Some(Snapshot::take(folder.path()));
         let place = folder.path().display();
@@ -147,7 +160,10 @@ impl Containerd {
              [grpc]\n  address = \"{place}/containerd.sock\"\n[debug]\n  level = \"debug\"\n{configuration}"
         );
         fs::write(folder.path().join("config.toml"), text).unwrap();
-        let mut containerd = Self { folder, sandboxer: Sandboxer::Podsandbox, daemon: None, before };
+        let environment =
+            environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let mut containerd =
+            Self { folder, sandboxer: Sandboxer::Podsandbox, daemon: None, environment, before };
         containerd.run_daemon();
         containerd.ok(["images", "pull", "--plain-http", &busybox()]);
         containerd
@@ -163,6 +179,7 @@ impl Containerd {
             .arg(self.file("config.toml"))
             .env("PATH", format!("{}:{beside}{path}", binaries().display()))
             .env("HULL_STATE_DIR", self.file("hull"))
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .envs(self.file(CHOSEN).exists().then(|| ("HULL_CONFIG", self.file(CHOSEN))))
             // Where no udev makes the nodes of mapped devices.
             .env("DM_DISABLE_UDEV", "1")

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use protobuf::MessageField;
 
@@ -21,6 +22,8 @@ pub struct Pod<'a> {
     pub config: PodSandboxConfig,
     /// The sandbox's id.
     pub id: String,
+    /// How long `RunPodSandbox` took, if this made it.
+    pub ready_after: Duration,
 }
 
 /// A field that is set.
@@ -88,13 +91,20 @@ impl<'a> Pod<'a> {
             runtime_handler: handler.into(),
             ..RunPodSandboxRequest::default()
         };
+        let begun = Instant::now();
         let pod: RunPodSandboxResponse = cri.call("RunPodSandbox", &request)?;
-        Ok(Self { containerd, cri, config, id: pod.pod_sandbox_id })
+        Ok(Self { containerd, cri, config, id: pod.pod_sandbox_id, ready_after: begun.elapsed() })
     }
 
     /// One that a containerd has which was restarted meanwhile.
     pub fn known(containerd: &'a Containerd, id: String, config: PodSandboxConfig) -> Self {
-        let pod = Self { containerd, cri: Cri::connect(&containerd.socket()), config, id };
+        let pod = Self {
+            containerd,
+            cri: Cri::connect(&containerd.socket()),
+            config,
+            id,
+            ready_after: Duration::ZERO,
+        };
         // The plugin looks at its pods before it answers.
         let up = || match pod.cri.call::<PodSandboxStatusResponse>("PodSandboxStatus", &pod.status_request())
         {

@@ -100,6 +100,7 @@ pub struct Keys {
     pub annotations: Annotations,
     pub debug: Debug,
     pub log: Log,
+    pub trace: Trace,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -164,6 +165,13 @@ pub struct Log {
     pub level: Option<LogLevel>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trace {
+    #[serde(deserialize_with = "absolute")]
+    pub file: Option<PathBuf>,
+}
+
 fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     let path = PathBuf::deserialize(deserializer)?;
     if path.is_absolute() {
@@ -220,6 +228,7 @@ impl Keys {
             annotations: Annotations { allow: over.annotations.allow.or(self.annotations.allow) },
             debug: Debug { console: over.debug.console.or(self.debug.console) },
             log: Log { level: over.log.level.or(self.log.level) },
+            trace: Trace { file: over.trace.file.or(self.trace.file) },
         }
     }
 }

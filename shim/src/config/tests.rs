@@ -56,6 +56,8 @@ fn every_key_is_understood() {
         console = true
         [log]
         level = "debug"
+        [trace]
+        file = "/var/log/hull/traces.jsonl"
         "#,
         &[],
     )
@@ -89,6 +91,7 @@ fn every_key_is_understood() {
     assert_eq!(config.allowed_annotations.iter().collect::<Vec<_>>(), ["dev.hull.vm.vcpus"]);
     assert_eq!(config.debug_console, DebugConsole::On);
     assert_eq!(config.log, LogLevel::Debug);
+    assert_eq!(config.trace_file.as_deref(), Some(Path::new("/var/log/hull/traces.jsonl")));
 }
 
 #[test]

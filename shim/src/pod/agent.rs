@@ -17,6 +17,7 @@ use ttrpc::context::Context;
 use ttrpc::proto::Code;
 
 use super::{VmEnd, VmEnded, printable};
+use crate::trace::{self, Kind};
 
 /// When an agent that keeps its own deadline has answered; generous, because hosts may be slow.
 const DEADLINE: Duration = ANSWER_DEADLINE.saturating_add(Duration::from_secs(10));
@@ -98,16 +99,19 @@ impl Agent {
                     .map_err(|_elapsed| AgentError::Silent { call, deadline }),
             }
         };
-        tokio::select! {
-            answer = bounded => match answer? {
-                Ok(answer) => Ok(answer),
-                Err(ttrpc::Error::RpcStatus(status)) => {
+        let span = trace::step(Kind::Client, || format!("agent/{call}"));
+        let answered = tokio::select! {
+            answer = bounded => match answer {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(ttrpc::Error::RpcStatus(status))) => {
                     Err(AgentError::Refused { code: status.code(), message: printable(&status.message) })
                 }
-                Err(error) => Err(self.broken(&error).await),
+                Ok(Err(error)) => Err(self.broken(&error).await),
+                Err(error) => Err(error),
             },
             end = self.end.wait() => Err(AgentError::VmEnded(end)),
-        }
+        };
+        trace::done(span, answered)
     }
 
     /// A broken connection is nearly always the VM's end, which is known a moment later.

@@ -24,6 +24,7 @@ use super::cgroup::Accounting;
 use super::console::last_lines;
 use super::relay::{Words, relay};
 use crate::cgroup::OomKills;
+use crate::trace::{self, Kind};
 
 /// How long a monitor that has closed its socket may take to exit.
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);
@@ -196,14 +197,15 @@ impl Monitor {
     }
 
     async fn ask(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Message, MonitorError> {
+        let span = trace::step(Kind::Client, || format!("monitor/{}", request.name()));
         let (answer, answered) = oneshot::channel();
-        if self.asks.send(Ask::Request { request, fds, answer }).await.is_err() {
-            return Err(MonitorError::Ended(self.end.wait().await));
-        }
-        match answered.await {
+        // What is not sent is dropped, and with it what would answer.
+        let _ = self.asks.send(Ask::Request { request, fds, answer }).await;
+        let answer = match answered.await {
             Ok(answer) => answer,
             Err(_) => Err(MonitorError::Ended(self.end.wait().await)),
-        }
+        };
+        trace::done(span, answer)
     }
 
     /// Ends the VM at once and waits until the monitor is gone.

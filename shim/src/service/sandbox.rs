@@ -12,7 +12,7 @@ use protobuf::MessageField;
 use ttrpc::asynchronous::{MethodHandler, Service, TtrpcContext};
 use ttrpc::proto::{Code, Request, Response};
 
-use super::{metrics, run};
+use super::{call, metrics, run};
 use crate::pod::Pod;
 use crate::process::Phase;
 use crate::time::timestamp;
@@ -65,22 +65,26 @@ fn architecture() -> &'static str {
 impl Sandbox for SandboxService {
     async fn create_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::CreateSandboxRequest,
     ) -> ttrpc::Result<api::CreateSandboxResponse> {
         log::info!("create the sandbox");
         let id = self.id.clone();
-        run(&self.pod, &self.id, |pod| async move { pod.create_sandbox(request, &id).await }).await?;
+        run(&self.pod, call(context, "Sandbox/CreateSandbox", &self.id), |pod| async move {
+            pod.create_sandbox(request, &id).await
+        })
+        .await?;
         Ok(api::CreateSandboxResponse::new())
     }
 
     async fn start_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::StartSandboxRequest,
     ) -> ttrpc::Result<api::StartSandboxResponse> {
-        let started =
-            run(&self.pod, &self.id, |pod| async move { pod.start_sandbox(&request.sandbox_id).await });
+        let started = run(&self.pod, call(context, "Sandbox/StartSandbox", &self.id), |pod| async move {
+            pod.start_sandbox(&request.sandbox_id).await
+        });
         let (pid, created_at) = started.await?;
         Ok(api::StartSandboxResponse { pid, created_at: timestamp(created_at), ..Default::default() })
     }
@@ -101,13 +105,15 @@ impl Sandbox for SandboxService {
 
     async fn stop_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::StopSandboxRequest,
     ) -> ttrpc::Result<api::StopSandboxResponse> {
         let patience = u64::from(request.timeout_secs);
         let patience = (patience > 0).then(|| Duration::from_secs(patience));
-        run(&self.pod, &self.id, |pod| async move { pod.stop_sandbox(&request.sandbox_id, patience).await })
-            .await?;
+        run(&self.pod, call(context, "Sandbox/StopSandbox", &self.id), |pod| async move {
+            pod.stop_sandbox(&request.sandbox_id, patience).await
+        })
+        .await?;
         Ok(api::StopSandboxResponse::new())
     }
 
@@ -171,16 +177,13 @@ impl Sandbox for SandboxService {
 
     async fn shutdown_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: api::ShutdownSandboxRequest,
     ) -> ttrpc::Result<api::ShutdownSandboxResponse> {
         let own = self.id.clone();
-        let ended =
-            run(
-                &self.pod,
-                &self.id,
-                |pod| async move { pod.shut_down_sandbox(&request.sandbox_id, &own).await },
-            );
+        let ended = run(&self.pod, call(context, "Sandbox/ShutdownSandbox", &self.id), |pod| async move {
+            pod.shut_down_sandbox(&request.sandbox_id, &own).await
+        });
         ended.await?;
         Ok(api::ShutdownSandboxResponse::new())
     }

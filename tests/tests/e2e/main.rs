@@ -54,4 +54,5 @@ mod sandboxes;
 mod soak;
 mod streams;
 mod terminal;
+mod traces;
 mod volumes;

@@ -93,6 +93,9 @@ impl Engines {
                 let newest = if self.fetch(Stonking)?.is_some() { Stonking } else { Sid };
                 [vec![Engine::Installed], self.fetched(module, containerd, &[Trixie, newest])?].concat()
             }
+            "traces" => {
+                [vec![Engine::Installed], self.fetched(module, containerd, &[Sid, Stonking])?].concat()
+            }
             "sandboxes" => self.fetched(module, containerd, &[Sid, Stonking])?,
             "layers" => match self.fetched(module, containerd, &[Resolute, Stonking])? {
                 none if none.is_empty() => vec![Engine::Installed],

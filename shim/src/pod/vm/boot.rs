@@ -15,6 +15,7 @@ use super::{VmSpecRest, open_error};
 use crate::pod::monitor::AsyncChannel;
 use crate::pod::{Agent, AgentError, Monitor, MonitorError, printable};
 use crate::record::BootRecord;
+use crate::trace::{self, Kind};
 
 /// How long a start waits for figures about itself.
 const FIGURES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,19 +45,19 @@ pub(super) async fn boot(
             Err(error) => Err(error.into()),
         }
     };
+    let booting = trace::step(Kind::Internal, || "the guest boots".to_owned());
     let died = |end| StartError::Died { end, console: console_tail(&spec.console) };
-    let connection = tokio::select! {
+    let connected = tokio::select! {
         biased;
         up = tokio::time::timeout(deadline, up) => match up {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(MonitorError::Ended(end))) => return Err(died(end)),
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_elapsed) => {
-                return Err(StartError::Silent { deadline, console: console_tail(&spec.console) });
-            }
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(MonitorError::Ended(end))) => Err(died(end)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_elapsed) => Err(StartError::Silent { deadline, console: console_tail(&spec.console) }),
         },
-        end = ended.wait() => return Err(died(end)),
+        end = ended.wait() => Err(died(end)),
     };
+    let connection = trace::done(booting, connected)?;
     // One connection is all there is: the port is closed from here on.
     drop(connections);
     let figures = boot_figures(monitor, since.elapsed()).await;
