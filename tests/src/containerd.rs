@@ -62,6 +62,30 @@ fn program(name: &str) -> PathBuf {
         .map_or_else(|| PathBuf::from(name), |dir| Path::new(&dir).join(name))
 }
 
+/// A file that installations copy.
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name).canonicalize().unwrap()
+}
+
+/// The folder of network namespaces becomes a mount of its own when it is first used: before anybody looks at what changes.
+fn use_namespaces() {
+    for action in ["add", "del"] {
+        let netns = Command::new("ip").args(["netns", action, "hull-e2e"]).status().unwrap();
+        assert!(netns.success());
+    }
+}
+
+/// The network of pods, as CNI plugins read it, in a daemon's folder.
+fn make_network(folder: &Path) {
+    let network = format!(
+        r#"{{"cniVersion": "0.4.0", "name": "hull-e2e", "plugins": [{{"type": "ptp", "ipam": {{
+            "type": "host-local", "subnet": "192.0.2.0/24", "dataDir": "{}/ipam"}}}}]}}"#,
+        folder.display()
+    );
+    fs::create_dir(folder.join("cni")).unwrap();
+    fs::write(folder.join("cni/hull.conflist"), network).unwrap();
+}
+
 /// Whether the engine has the sandbox API as containerd 2 has it.
 fn has_sandboxes() -> bool {
     let said = Command::new(program("containerd")).arg("--version").output().unwrap();
@@ -83,30 +107,40 @@ impl Containerd {
 
     /// The same, with choices of Hull's administrator.
     pub fn for_pods_as(chosen: &str) -> Self {
-        // The folder of network namespaces becomes a mount of its own when it is first used.
-        for action in ["add", "del"] {
-            let netns = Command::new("ip").args(["netns", action, "hull-e2e"]).status().unwrap();
-            assert!(netns.success());
-        }
-        let runtime = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/containerd.toml");
-        let runtime = fs::read_to_string(runtime).unwrap();
+        use_namespaces();
+        let runtime = fs::read_to_string(deployed("containerd.toml")).unwrap();
         Self::with(|folder| {
-            let place = folder.display();
-            let network = format!(
-                r#"{{"cniVersion": "0.4.0", "name": "hull-e2e", "plugins": [{{"type": "ptp", "ipam": {{
-                    "type": "host-local", "subnet": "192.0.2.0/24", "dataDir": "{place}/ipam"}}}}]}}"#
-            );
+            make_network(folder);
             fs::write(folder.join(CHOSEN), chosen).unwrap();
-            fs::create_dir(folder.join("cni")).unwrap();
-            fs::write(folder.join("cni/hull.conflist"), network).unwrap();
             format!(
                 "[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{}\"\n\
                  [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n  \
-                 conf_dir = \"{place}/cni\"\n{runtime}\n{}",
+                 conf_dir = \"{}/cni\"\n{runtime}\n{}",
                 busybox(),
+                folder.display(),
                 if has_sandboxes() { BY_THE_SHIM } else { "" }
             )
         })
+    }
+
+    /// One for pods that has Hull by the drop-in file, beside a configuration as containerd 2 has it; `None` where that is older.
+    pub fn for_pods_by_drop_in() -> Option<Self> {
+        if !has_sandboxes() {
+            eprintln!("skipped: a drop-in file cannot add to a plugin's settings there");
+            return None;
+        }
+        use_namespaces();
+        let head = format!("version = 3\nimports = [{:?}]", deployed("containerd-2.toml"));
+        Some(Self::begin(&head, &[], |folder| {
+            make_network(folder);
+            format!(
+                "[plugins.'io.containerd.cri.v1.images'.pinned_images]\n  sandbox = \"{}\"\n\
+                 [plugins.'io.containerd.cri.v1.runtime'.cni]\n  bin_dir = \"/usr/lib/cni\"\n  \
+                 conf_dir = \"{}/cni\"\n",
+                busybox(),
+                folder.display()
+            )
+        }))
     }
 
     /// One whose pods are made by the sandbox API; `None` where the engine has it not.
@@ -139,7 +173,7 @@ impl Containerd {
 
     /// Starts one with these words in its environment, and with choices of Hull's administrator.
     pub fn traced(chosen: &str, environment: &[(&str, &str)]) -> Self {
-        Self::with_environment(environment, |folder| {
+        Self::begin("version = 2", environment, |folder| {
             fs::write(folder.join(CHOSEN), chosen).unwrap();
             String::new()
         })
@@ -147,16 +181,16 @@ impl Containerd {
 
     /// Starts one with further lines of configuration, which `prepare` makes, with what belongs to them in this folder.
     pub fn with(prepare: impl FnOnce(&Path) -> String) -> Self {
-        Self::with_environment(&[], prepare)
+        Self::begin("version = 2", &[], prepare)
     }
 
-    fn with_environment(environment: &[(&str, &str)], prepare: impl FnOnce(&Path) -> String) -> Self {
+    fn begin(head: &str, environment: &[(&str, &str)], prepare: impl FnOnce(&Path) -> String) -> Self {
         let folder = TempDir::with_prefix("hull-e2e-").unwrap();
         let before = Some(Snapshot::take(folder.path()));
         let place = folder.path().display();
         let configuration = prepare(folder.path());
         let text = format!(
-            "version = 2\nroot = \"{place}/root\"\nstate = \"{place}/state\"\n\
+            "{head}\nroot = \"{place}/root\"\nstate = \"{place}/state\"\n\
              [grpc]\n  address = \"{place}/containerd.sock\"\n[debug]\n  level = \"debug\"\n{configuration}"
         );
         fs::write(folder.path().join("config.toml"), text).unwrap();

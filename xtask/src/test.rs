@@ -19,7 +19,7 @@ use crate::packages;
 use crate::shell::{Error, cargo, output, root, run, say};
 use crate::{build, run as container};
 use engines::Engines;
-use jobs::{Hosts, Job, names_of};
+use jobs::{Hosts, Job, Shown, names_of};
 use runner::{Count, watch};
 
 /// How long one module of the end-to-end tests may take: several times what the longest needs.
@@ -74,7 +74,7 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
     }
     if !jobs.is_empty() {
         say("what needs a Linux guest or every cgroup controller, each part in a host of its own");
-        total += jobs::run_all(place.hosts(), jobs)?;
+        total += jobs::run_all(place.hosts(), Shown::WhenDone, jobs)?;
     }
     left_out.iter().for_each(|what| say(&format!("left out: {what}")));
     println!("{} passed, {} failed", total.passed, total.failed);

@@ -15,7 +15,7 @@ use super::{Check, artifacts};
 
 const START: &str = "start it, and run this again as the user that it runs as";
 const INSTALL: &str = "lay containerd-shim-hull-v2, hull-vmm and hull-fsd into a folder of containerd's PATH, or beside containerd";
-const ADD: &str = "compare containerd's configuration with deploy/containerd.toml";
+const ADD: &str = "compare containerd's configuration with deploy/containerd.toml, of containerd 2 with deploy/containerd-2.toml";
 
 /// Who makes the pods of a runtime: containerd itself, which is what it does unless told otherwise, or the shim.
 const PODSANDBOX: &str = "podsandbox";
@@ -158,8 +158,7 @@ fn runtimes(configuration: &Table) -> Vec<Check> {
         .filter(|(_, runtime)| runtime.get("runtime_type").and_then(Value::as_str) == Some(RUNTIME))
         .collect();
     if hull.is_empty() {
-        let detail =
-            "knows no runtime of Hull's: Kubernetes' pods need deploy/containerd.toml, others do not";
+        let detail = "knows no runtime of Hull's: Kubernetes' pods need deploy/containerd.toml (containerd 2: containerd-2.toml), others do not";
         return vec![Check::ok(NAME, detail)];
     }
     let checks = hull.into_iter().map(|(handler, runtime)| {
@@ -223,8 +222,8 @@ mod tests {
     #[test]
     fn the_plugins_settings_of_every_version_are_understood() {
         let shipped = include_str!("../../../deploy/containerd.toml");
-        let newer = shipped.replace("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime");
-        for text in [shipped, &newer] {
+        let newer = include_str!("../../../deploy/containerd-2.toml");
+        for text in [shipped, newer] {
             let [check] = runtimes(&text.parse().unwrap()).try_into().unwrap();
             assert!(check.ok && check.detail.contains("\"hull\""), "{check:?}");
         }

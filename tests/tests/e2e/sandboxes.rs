@@ -199,3 +199,15 @@ fn the_hosts_network_is_refused() {
     fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
     containerd.left_nothing();
 }
+
+#[test]
+fn a_drop_in_file_is_all_that_containerd_needs() {
+    let Some(containerd) = Containerd::for_pods_by_drop_in() else { return };
+    let pod = Pod::try_run(&containerd, "dropped-in", |_| {}).unwrap();
+    let id = pod.container("app", 0, "sleep 1000", &[]);
+    assert_eq!(pod.says(&id, "hostname"), "dropped-in\n");
+    let check = containerd.hull(["check", "--containerd"]);
+    assert!(check.out.contains("handler \"hull\" is Hull"), "{check:?}");
+    pod.end();
+    containerd.left_nothing();
+}

@@ -75,8 +75,42 @@ pub fn names_of(binary: &str, filter: Option<&str>) -> Result<Vec<String>, Error
         .collect())
 }
 
+/// When what a job prints is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// In one piece, when it is done.
+    WhenDone,
+    /// Line by line, each with the job's name before it.
+    AsItComes,
+}
+
+/// Lines with a name before each.
+struct Named<'a, W: Write> {
+    name: &'a str,
+    line: Vec<u8>,
+    out: W,
+}
+
+impl<W: Write> Write for Named<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                let line = [self.name.as_bytes(), b": ", &self.line].concat();
+                self.line.clear();
+                self.out.write_all(&line)?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Runs all jobs to their end, whatever fails.
-pub fn run_all(hosts: Hosts, jobs: Vec<Job>) -> Result<Count, Error> {
+pub fn run_all(hosts: Hosts, shown: Shown, jobs: Vec<Job>) -> Result<Count, Error> {
     let queue = Mutex::new(VecDeque::from(jobs));
     let total = Mutex::new(Ok(Count::default()));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -86,7 +120,13 @@ pub fn run_all(hosts: Hosts, jobs: Vec<Job>) -> Result<Count, Error> {
                 while let Some(job) = next() {
                     say(&format!("{}: begun", job.name));
                     let mut out = Vec::new();
-                    let count = job.run(hosts.attempts, &mut out);
+                    let count = match shown {
+                        Shown::WhenDone => job.run(hosts.attempts, &mut out),
+                        Shown::AsItComes => {
+                            let (line, stdout) = (Vec::new(), std::io::stdout());
+                            job.run(hosts.attempts, &mut Named { name: &job.name, line, out: stdout })
+                        }
+                    };
                     let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                     say(&format!("{}:", job.name));
                     // Whoever reads our output may have gone.
@@ -173,7 +213,17 @@ mod tests {
                 command
             }),
         ];
-        let total = run_all(Hosts { at_once: 2, attempts: 2 }, jobs).unwrap();
+        let total = run_all(Hosts { at_once: 2, attempts: 2 }, Shown::WhenDone, jobs).unwrap();
         assert_eq!(total, Count { passed: 5, failed: 4 });
+    }
+
+    #[test]
+    fn lines_have_the_jobs_name_before_them() {
+        let mut out = Vec::new();
+        let mut named = Named { name: "soak", line: Vec::new(), out: &mut out };
+        for piece in ["a li", "ne\nanother\n", "the rest"] {
+            named.write_all(piece.as_bytes()).unwrap();
+        }
+        assert_eq!(out, b"soak: a line\nsoak: another\n");
     }
 }
