@@ -39,7 +39,21 @@ async fn pod() -> (PodNetwork, Arc<Namespace>) {
         Ok(())
     };
     world.run(raise).await.unwrap();
+    pod.namespace().run(|_| until_up("eth0")).await.unwrap();
+    world.run(|_| until_up("world")).await.unwrap();
     (pod, world)
+}
+
+/// Waits until the kernel has noticed that a link has a carrier: what is sent over it before is lost.
+fn until_up(link: &str) -> Result<(), NetworkError> {
+    let up = || ip(&format!("link show {link}")).contains("state UP");
+    for _ in 0..1000 {
+        if up() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("{link} does not come up");
 }
 
 fn run<F: Future<Output = ()>>(test: F) {
