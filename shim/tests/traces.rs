@@ -37,8 +37,7 @@ fn traced(file: &Path) -> (Pod, tempfile::NamedTempFile) {
     let config = tempfile::NamedTempFile::new().unwrap();
     fs::write(config.path(), format!("trace.file = {file:?}\n")).unwrap();
     let environment = format!("HULL_CONFIG={}", config.path().display());
-    let mut pod = Pod::with("web", &["sleep", "100", "argument-5ecret"], "", &environment);
-    pod.config["process"]["args"] = json!(["sh", "-c", "exec sleep 100", "argument-5ecret"]);
+    let pod = Pod::with("web", &["sh", "-c", "exec sleep 100", "argument-5ecret"], "", &environment);
     (pod, config)
 }
 

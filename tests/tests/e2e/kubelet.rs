@@ -249,7 +249,11 @@ fn a_debugging_container_sees_its_targets_processes(containerd: Containerd) {
 // By the sandbox API containerd 2.1.9 itself dies of such a pod, before it asks the shim (containerd's issue 12983).
 #[test]
 fn the_hosts_network_is_refused_and_nothing_is_left() {
-    let containerd = Containerd::for_pods();
+    refuses_the_hosts_network(Containerd::for_pods());
+}
+
+/// Of a pod that asks for it nothing is left, whoever makes the pods.
+pub fn refuses_the_hosts_network(containerd: Containerd) {
     let refused = Pod::try_run(&containerd, "host", |config| {
         let options = &mut config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
         options.namespace_options.mut_or_insert_default().network = NamespaceMode::NODE.into();

@@ -190,14 +190,7 @@ fn the_hosts_network_is_refused() {
         eprintln!("skipped: such a request ends this containerd itself, before the shim is asked");
         return containerd.left_nothing();
     }
-    let refused = Pod::try_run(&containerd, "host", |config| {
-        let options = &mut config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
-        options.namespace_options.mut_or_insert_default().network = NamespaceMode::NODE.into();
-    });
-    let error = refused.err().expect("it was not refused");
-    assert!(error.message.contains("hostNetwork is not supported"), "{error:?}");
-    fs::remove_dir_all(containerd.file("hull-logs")).unwrap();
-    containerd.left_nothing();
+    crate::kubelet::refuses_the_hosts_network(containerd);
 }
 
 #[test]

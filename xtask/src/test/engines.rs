@@ -6,6 +6,9 @@ use std::process::Command;
 
 use crate::shell::{Error, output, root};
 
+/// How the tests are told where containerd's programs are.
+const CONTAINERD: &str = "HULL_CONTAINERD_DIR";
+
 /// Who has packages of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {
@@ -80,30 +83,26 @@ impl Engines {
     /// The engines that a module's tests run with.
     pub fn of(&mut self, module: &str) -> Result<Vec<Engine>, Error> {
         use Suite::{Resolute, Sid, Stonking, Trixie};
-        let containerd = "HULL_CONTAINERD_DIR";
-        Ok(match module {
-            "containerd" | "cri" => {
-                [vec![Engine::Installed], self.fetched(module, containerd, &[Trixie, Sid, Stonking])?]
-                    .concat()
-            }
-            "restarts" => {
-                [vec![Engine::Installed], self.fetched(module, containerd, &[Trixie, Sid])?].concat()
-            }
+        match module {
+            "containerd" | "cri" => self.installed_and(module, &[Trixie, Sid, Stonking]),
+            "restarts" => self.installed_and(module, &[Trixie, Sid]),
             "cgroups" | "devices" | "kubelet" | "resize" => {
                 let newest = if self.fetch(Stonking)?.is_some() { Stonking } else { Sid };
-                [vec![Engine::Installed], self.fetched(module, containerd, &[Trixie, newest])?].concat()
+                self.installed_and(module, &[Trixie, newest])
             }
-            "traces" => {
-                [vec![Engine::Installed], self.fetched(module, containerd, &[Sid, Stonking])?].concat()
-            }
-            "sandboxes" => self.fetched(module, containerd, &[Sid, Stonking])?,
-            "layers" => match self.fetched(module, containerd, &[Resolute, Stonking])? {
-                none if none.is_empty() => vec![Engine::Installed],
-                some => some,
+            "traces" => self.installed_and(module, &[Sid, Stonking]),
+            "sandboxes" => self.fetched(module, CONTAINERD, &[Sid, Stonking]),
+            "layers" => match self.fetched(module, CONTAINERD, &[Resolute, Stonking])? {
+                none if none.is_empty() => Ok(vec![Engine::Installed]),
+                some => Ok(some),
             },
-            "docker" => self.fetched(module, "HULL_DOCKER_DIR", &[Trixie, Sid, Stonking])?,
-            _ => vec![Engine::Installed],
-        })
+            "docker" => self.fetched(module, "HULL_DOCKER_DIR", &[Trixie, Sid, Stonking]),
+            _ => Ok(vec![Engine::Installed]),
+        }
+    }
+
+    fn installed_and(&mut self, module: &str, suites: &[Suite]) -> Result<Vec<Engine>, Error> {
+        Ok([vec![Engine::Installed], self.fetched(module, CONTAINERD, suites)?].concat())
     }
 
     fn fetched(
@@ -143,7 +142,7 @@ mod tests {
     use super::*;
 
     fn of(suite: Suite) -> Engine {
-        Engine::Fetched { suite, variable: "HULL_CONTAINERD_DIR", folder: "/engines/bin".into() }
+        Engine::Fetched { suite, variable: CONTAINERD, folder: "/engines/bin".into() }
     }
 
     #[test]
