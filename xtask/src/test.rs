@@ -10,6 +10,7 @@ mod runner;
 pub mod soak;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -26,6 +27,9 @@ use runner::{Count, watch};
 const E2E_SECONDS: u32 = 1500;
 /// How often a test is tried where the host is emulated.
 const EMULATED_ATTEMPTS: u32 = 3;
+
+/// The module of the end-to-end tests that needs an instruction which others are better off without (tests/host/README.md).
+const PROCESSORS: &str = "processors";
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -118,7 +122,7 @@ pub fn bench(peer: Option<&Path>) -> Result<ExitCode, Error> {
     let mut monitor = Command::new(&binary);
     run(monitor.arg("monitor").args(peer.iter().flat_map(|peer| [Path::new("--peer"), peer])))?;
     fixtures()?;
-    run(Place::find()?.beside_a_registry(7200, "4096").arg(binary))?;
+    run(Place::find()?.beside_a_registry(&[], 7200, "4096").arg(binary))?;
     oci::bench()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -150,26 +154,23 @@ impl Place {
 
     /// A command line to which a program is appended that runs as root on a host whose KVM runs Linux guests.
     fn host(self, timeout_seconds: u32, memory_mib: &str) -> Command {
-        self.host_that_writes(timeout_seconds, memory_mib, None)
+        self.host_with(&[], timeout_seconds, memory_mib)
     }
 
-    /// [`Self::host`], where what is written below `folder` stays.
-    fn host_that_writes(self, timeout_seconds: u32, memory_mib: &str, folder: Option<&Path>) -> Command {
+    /// [`Self::host`], with options that an emulated one needs.
+    fn host_with(self, options: &[&OsStr], timeout_seconds: u32, memory_mib: &str) -> Command {
         let mut host = Command::new(root().join("tests/host/run"));
         match self {
             Self::Here => host.arg("--native"),
-            Self::Emulated => {
-                host.args(folder.iter().flat_map(|folder| [Path::new("--share"), folder]));
-                host.args(["--mem", memory_mib])
-            }
+            Self::Emulated => host.args(options).args(["--mem", memory_mib]),
         };
         host.args(["--timeout", &timeout_seconds.to_string(), "--"]).current_dir(root());
         host
     }
 
-    /// [`Self::host`], beside a registry with the [`fixtures`].
-    fn beside_a_registry(self, timeout_seconds: u32, memory_mib: &str) -> Command {
-        let mut host = self.host(timeout_seconds, memory_mib);
+    /// [`Self::host_with`], beside a registry with the [`fixtures`].
+    fn beside_a_registry(self, options: &[&OsStr], timeout_seconds: u32, memory_mib: &str) -> Command {
+        let mut host = self.host_with(options, timeout_seconds, memory_mib);
         host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
         host
     }
@@ -268,6 +269,7 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
     let mut engines = Engines::default();
     let mut jobs = Vec::new();
     for (module, names) in modules {
+        let option = (module == PROCESSORS).then(|| OsStr::new("--cx16"));
         for engine in engines.of(&module)? {
             let (binary, checker) = (binary.clone(), checker.clone());
             let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
@@ -275,7 +277,7 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
                 continue;
             }
             jobs.push(Job::tests(&format!("end to end: {module}{}", engine.title()), names, move |names| {
-                let mut host = place.beside_a_registry(E2E_SECONDS, "6144");
+                let mut host = place.beside_a_registry(option.as_slice(), E2E_SECONDS, "6144");
                 host.env("HULL_CHECKER", &checker).envs(engine.variable());
                 host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
                 host

@@ -47,6 +47,7 @@ mod limits;
 mod load;
 mod metrics;
 mod network;
+mod processors;
 mod refused;
 mod resize;
 mod restarts;

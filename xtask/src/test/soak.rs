@@ -107,7 +107,7 @@ fn command(part: Part, binary: &str, place: Place, percent: u32, at_once: u32) -
             host
         }
         Part::Pods | Part::Execs | Part::Trues | Part::Output => {
-            let mut host = place.beside_a_registry(SECONDS, "8192");
+            let mut host = place.beside_a_registry(&[], SECONDS, "8192");
             host.env("HULL_SOAK", soak).env("HULL_SOAK_AT_ONCE", at_once.to_string());
             host.args([binary, "--ignored", "--nocapture", "--exact", test]);
             host
