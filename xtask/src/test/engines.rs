@@ -86,9 +86,14 @@ impl Engines {
         match module {
             "containerd" | "cri" => self.installed_and(module, &[Trixie, Sid, Stonking]),
             "restarts" => self.installed_and(module, &[Trixie, Sid]),
-            "cgroups" | "devices" | "kubelet" | "resize" => {
-                let newest = if self.fetch(Stonking)?.is_some() { Stonking } else { Sid };
+            "cgroups" => {
+                let newest = self.newest()?;
                 self.installed_and(module, &[Trixie, newest])
+            }
+            // What lies between the oldest and the newest is much like one of them here.
+            "devices" | "kubelet" | "resize" => {
+                let newest = self.newest()?;
+                self.installed_and(module, &[newest])
             }
             "traces" => self.installed_and(module, &[Sid, Stonking]),
             "sandboxes" => self.fetched(module, CONTAINERD, &[Sid, Stonking]),
@@ -99,6 +104,11 @@ impl Engines {
             "docker" => self.fetched(module, "HULL_DOCKER_DIR", &[Trixie, Sid, Stonking]),
             _ => Ok(vec![Engine::Installed]),
         }
+    }
+
+    /// The newest that can be had.
+    fn newest(&mut self) -> Result<Suite, Error> {
+        Ok(if self.fetch(Suite::Stonking)?.is_some() { Suite::Stonking } else { Suite::Sid })
     }
 
     fn installed_and(&mut self, module: &str, suites: &[Suite]) -> Result<Vec<Engine>, Error> {
