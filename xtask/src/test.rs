@@ -10,7 +10,6 @@ mod runner;
 pub mod soak;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -27,9 +26,6 @@ use runner::{Count, watch};
 const E2E_SECONDS: u32 = 1500;
 /// How often a test is tried where the host is emulated.
 const EMULATED_ATTEMPTS: u32 = 3;
-
-/// The module of the end-to-end tests that needs an instruction which others are better off without (tests/host/README.md).
-const PROCESSORS: &str = "processors";
 
 /// A part of the tests that can be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -158,7 +154,7 @@ impl Place {
     }
 
     /// [`Self::host`], with options that an emulated one needs.
-    fn host_with(self, options: &[&OsStr], timeout_seconds: u32, memory_mib: &str) -> Command {
+    fn host_with(self, options: &[&str], timeout_seconds: u32, memory_mib: &str) -> Command {
         let mut host = Command::new(root().join("tests/host/run"));
         match self {
             Self::Here => host.arg("--native"),
@@ -169,7 +165,7 @@ impl Place {
     }
 
     /// [`Self::host_with`], beside a registry with the [`fixtures`].
-    fn beside_a_registry(self, options: &[&OsStr], timeout_seconds: u32, memory_mib: &str) -> Command {
+    fn beside_a_registry(self, options: &[&str], timeout_seconds: u32, memory_mib: &str) -> Command {
         let mut host = self.host_with(options, timeout_seconds, memory_mib);
         host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
         host
@@ -269,7 +265,7 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
     let mut engines = Engines::default();
     let mut jobs = Vec::new();
     for (module, names) in modules {
-        let option = (module == PROCESSORS).then(|| OsStr::new("--cx16"));
+        let (options, seconds) = special(&module);
         for engine in engines.of(&module)? {
             let (binary, checker) = (binary.clone(), checker.clone());
             let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
@@ -277,7 +273,7 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
                 continue;
             }
             jobs.push(Job::tests(&format!("end to end: {module}{}", engine.title()), names, move |names| {
-                let mut host = place.beside_a_registry(option.as_slice(), E2E_SECONDS, "6144");
+                let mut host = place.beside_a_registry(options, seconds, "6144");
                 host.env("HULL_CHECKER", &checker).envs(engine.variable());
                 host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
                 host
@@ -285,6 +281,18 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
         }
     }
     Ok((jobs, engines.left_out))
+}
+
+/// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells; and how many seconds the
+/// module may take.
+fn special(module: &str) -> (&'static [&'static str], u32) {
+    match module {
+        // An instruction that others are better off without.
+        "processors" => (&["--cx16"], E2E_SECONDS),
+        // A processor for a VM to grow by. Hosts of two hang now and then: nobody waits long for one.
+        "resize" => (&["--cpus", "2"], 300),
+        _ => (&[], E2E_SECONDS),
+    }
 }
 
 /// Builds the images of the tests here, where the cache is kept; the test host forgets what it writes.
