@@ -14,7 +14,6 @@ pub mod craft;
 pub mod cri;
 pub mod docker;
 pub mod document;
-pub mod emulator;
 pub mod hull;
 pub mod kubelet;
 pub mod leaks;
