@@ -18,8 +18,6 @@ const CHOSEN: &str = "[vm]\nboot_timeout_seconds = 600\n";
 const AT_ONCE: [usize; 3] = [1, 5, 20];
 /// Of a container that goes on running, in bytes: its VM has the overhead more.
 const LIMIT: &str = "67108864";
-/// How often a container is begun until it is.
-const ATTEMPTS: u32 = 3;
 /// The size of such a VM's memory as a mapping is above this.
 const GUEST_BYTES: u64 = 128 << 20;
 
@@ -186,18 +184,12 @@ fn life(containerd: &Containerd, side: &Side, id: &str) -> Duration {
     run(containerd, side, &["--rm"], id, &["true"])
 }
 
-/// How long `ctr run` takes. An emulated host loses a guest now and then (tests/host/README.md): another one is begun then.
+/// How long `ctr run` takes.
 fn run(containerd: &Containerd, side: &Side, options: &[&str], id: &str, words: &[&str]) -> Duration {
-    for _ in 0..ATTEMPTS {
-        let begun = Instant::now();
-        let said = containerd.run([&["run"], side.words, options, &[&busybox(), id], words].concat());
-        if said.code == 0 {
-            return begun.elapsed();
-        }
-        println!("{}, {id}: {said:?}", side.name);
-        containerd.run(["container", "rm", id]);
-    }
-    panic!("{} runs no container", side.name)
+    let begun = Instant::now();
+    let said = containerd.run([&["run"], side.words, options, &[&busybox(), id], words].concat());
+    assert_eq!(said.code, 0, "{}, {id}: {said:?}", side.name);
+    begun.elapsed()
 }
 
 /// How many lives fit in a minute, and how long each took.
@@ -219,43 +211,27 @@ fn in_a_minute(containerd: &Containerd, side: &Side, at_once: usize, all: usize)
     (60.0 * all as f64 / begun.elapsed().as_secs_f64(), lives.into_inner().unwrap())
 }
 
-/// A program more in a container that runs; in another one, where that was lost.
+/// A program more in a container that runs.
 fn exec(containerd: &Containerd, side: &Side, size: Size) -> Duration {
-    for _ in 0..ATTEMPTS {
-        run(containerd, side, &["-d"], "execs", &["sleep", "100000"]);
-        let times: Option<Vec<_>> = (0..size.containers)
-            .map(|number| {
-                let begun = Instant::now();
-                let exec = format!("e{number}");
-                let said = containerd.run(["task", "exec", "--exec-id", &exec, "execs", "true"]);
-                let took = begun.elapsed();
-                if said.code != 0 {
-                    println!("{}, execs: {said:?}", side.name);
-                }
-                (said.code == 0).then_some(took)
-            })
-            .collect();
-        containerd.remove("execs");
-        if let Some(times) = times {
-            return median(times);
-        }
-    }
-    panic!("{} runs no exec", side.name)
+    run(containerd, side, &["-d"], "execs", &["sleep", "100000"]);
+    let times = (0..size.containers).map(|number| {
+        let begun = Instant::now();
+        let said = containerd.run(["task", "exec", "--exec-id", &format!("e{number}"), "execs", "true"]);
+        assert_eq!(said.code, 0, "{}, exec {number}: {said:?}", side.name);
+        begun.elapsed()
+    });
+    let took = median(times.collect());
+    containerd.remove("execs");
+    took
 }
 
 /// Pods of Kubernetes, one after the other, their network included. What stands for one of runc's ends at once; it was started.
 fn ready(containerd: &Containerd, handler: &str, size: Size) -> Duration {
-    let times = (0..size.containers).filter_map(|number| {
-        match Pod::try_run_by(containerd, handler, &format!("ready-{number}"), |_| {}) {
-            Ok(pod) => {
-                pod.take_down();
-                Some(pod.ready_after)
-            }
-            Err(refused) => {
-                println!("{handler}: {refused:?}");
-                None
-            }
-        }
+    let times = (0..size.containers).map(|number| {
+        let pod = Pod::try_run_by(containerd, handler, &format!("ready-{number}"), |_| {});
+        let pod = pod.unwrap_or_else(|refused| panic!("{handler}: {refused:?}"));
+        pod.take_down();
+        pod.ready_after
     });
     median(times.collect())
 }
