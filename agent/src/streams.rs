@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use hull_protocol::agent::{Opening, STREAM_LINE_MAX, StreamHeader, StreamHeaderError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::container::{ProcessName, Registry, Request};
 use crate::error::Error;
-use crate::resolver;
+use crate::resolver::{self, Sockets};
 use crate::stdio::{Attachment, Connection};
 
 /// How long a connection may take to name its stream.
@@ -41,7 +41,7 @@ enum StreamError {
 enum Found {
     Stream(oneshot::Sender<Attachment>),
     Port(TcpStream),
-    Resolver(UdpSocket),
+    Resolver(Sockets),
 }
 
 /// Serves one connection: a stream's up to the point where the process has it, a port's to its end.
@@ -69,8 +69,8 @@ pub async fn serve(containers: Registry, mut connection: Box<dyn Connection>) {
                 log::debug!("a connection to a port ends: {error}");
             }
         }
-        Found::Resolver(socket) => {
-            if let Err(error) = resolver::serve(connection, early, socket).await {
+        Found::Resolver(sockets) => {
+            if let Err(error) = resolver::serve(connection, early, sockets).await {
                 log::info!("the pod's name server is asked no more: {error}");
             }
         }
@@ -116,7 +116,7 @@ async fn find(
         Opening::Port(port) => {
             Found::Port(connect(port).await.map_err(|source| StreamError::Port { port, source })?)
         }
-        Opening::Resolver => Found::Resolver(resolver::listen().await.map_err(StreamError::Resolver)?),
+        Opening::Resolver => Found::Resolver(Sockets::listen().await.map_err(StreamError::Resolver)?),
     };
     Ok((found, early))
 }

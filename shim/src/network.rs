@@ -44,7 +44,7 @@ use serde::{Deserialize, Serialize};
 
 pub use loopback::Loopback;
 pub use namespace::Namespace;
-pub use resolver::name_server;
+pub use resolver::{name_server, name_server_stream};
 #[cfg(test)]
 pub use tap::bare as bare_tap;
 

@@ -1,11 +1,16 @@
 //! The name server that docker keeps on the loopback of a namespace, where containers of a network know one another by name.
 
-use std::net::UdpSocket;
+use std::io;
+use std::net::{TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hull_protocol::agent::resolver::{ADDRESS, PORT};
 
 use super::{Namespace, NetworkError};
+
+/// How long a connection may take to be made: it is to the same kernel.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A socket in the namespace that is connected to its name server; it does not block. `None` where there is none.
 ///
@@ -22,8 +27,21 @@ pub async fn name_server(namespace: &Arc<Namespace>) -> Result<Option<UdpSocket>
         socket.set_nonblocking(true)?;
         Ok(Some(socket))
     };
-    let failed = |source| NetworkError::Namespace { what: "find a name server in it".to_owned(), source };
     namespace.run(move |_| find().map_err(failed)).await
+}
+
+/// A connection to the namespace's name server; it does not block.
+pub async fn name_server_stream(namespace: &Arc<Namespace>) -> Result<TcpStream, NetworkError> {
+    let connect = || {
+        let stream = TcpStream::connect_timeout(&(ADDRESS, PORT).into(), CONNECTED_WITHIN)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    namespace.run(move |_| connect().map_err(failed)).await
+}
+
+fn failed(source: io::Error) -> NetworkError {
+    NetworkError::Namespace { what: "find a name server in it".to_owned(), source }
 }
 
 /// Whether a socket of the kernel's table is bound to the address. Addresses are there as numbers in the machine's order.
@@ -68,5 +86,7 @@ mod tests {
         let mut buffer = [0; 64];
         let (length, asker) = server.recv_from(&mut buffer).unwrap();
         assert_eq!((&buffer[..length], asker), (&b"a question"[..], socket.local_addr().unwrap()));
+        // By datagrams only, this one.
+        assert!(name_server_stream(&namespace).await.is_err());
     }
 }

@@ -217,6 +217,11 @@ fn three_services_of_a_network_know_one_another_by_name() {
         .unwrap()
         .to_owned();
     assert!(said.contains("127.0.0.11") && said.contains(&address), "{said}");
+    // Over a connection too (RFC 1035 §4.2.2), as programs do whose answer was too long: the address ends the answer.
+    let question = r"\0\24\22\64\1\0\0\1\0\0\0\0\0\0\2db\0\0\1\0\1";
+    let ask = format!("printf '{question}' | nc 127.0.0.11 53 | tail -c 4 | od -An -tu1");
+    let said = docker.ok(["exec", "app", "sh", "-c", &ask]);
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>().join("."), address);
     // A service that comes again has another address, perhaps, and the same name.
     docker.ok(["restart", "-t", "0", "db"]);
     let again = format!("wget -qO- \"http://$({})/\"", find("db"));
