@@ -110,6 +110,17 @@ impl NetworkDevice {
     }
 }
 
+/// What [`PodNetwork::settle`] has found.
+#[derive(Debug)]
+pub struct Look {
+    /// Devices that the VM has not yet.
+    pub devices: Vec<NetworkDevice>,
+    /// What the guest's network is to be.
+    pub description: ConfigureNetworkRequest,
+    /// Whether there is a [name server](name_server).
+    pub has_name_server: bool,
+}
+
 /// An interface that has a tap. The tap stays when the interface goes: one with the same address may take its place.
 #[derive(Clone, Debug)]
 struct Attached {
@@ -177,22 +188,22 @@ impl PodNetwork {
         self.attached.retain(|one| one.mac != Mac(mac));
     }
 
-    /// Looks at the namespace, and gives every interface a tap that has none. Returns the new devices, and what the guest's
-    /// network is to be.
-    pub async fn settle(&mut self) -> Result<(Vec<NetworkDevice>, ConfigureNetworkRequest), NetworkError> {
+    /// Looks at the namespace, and gives every interface a tap that has none.
+    pub async fn settle(&mut self) -> Result<Look, NetworkError> {
         let known = self.attached.clone();
         let redirections = self.redirections.clone();
-        let (attached, mut devices, description) = self
+        let (attached, mut look) = self
             .namespace
             .run(move |socket| {
                 let mut scan = Scan::take(socket, &known.iter().map(|one| one.tap).collect::<Vec<_>>())?;
                 check(&scan.interfaces)?;
                 let (attached, devices) = attach(socket, &mut scan.interfaces, known, &redirections)?;
-                Ok((attached, devices, describe::describe(&scan)))
+                let has_name_server = resolver::is_there();
+                Ok((attached, Look { devices, description: describe::describe(&scan), has_name_server }))
             })
             .await?;
         self.attached = attached;
-        for device in &mut devices {
+        for device in &mut look.devices {
             device.config.limits = self.limits;
             device.vhost = match self.vhost {
                 Vhost::Never => None,
@@ -202,7 +213,7 @@ impl PodNetwork {
                 device.config.backend = NetworkBackend::Vhost;
             }
         }
-        Ok((devices, description))
+        Ok(look)
     }
 }
 

@@ -12,22 +12,29 @@ use super::{Namespace, NetworkError};
 /// How long a connection may take to be made: it is to the same kernel.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(2);
 
-/// A socket in the namespace that is connected to its name server; it does not block. `None` where there is none.
+/// Whether the namespace that this thread has entered has one.
+pub fn is_there() -> bool {
+    // The thread's own, as it alone has entered the namespace.
+    match std::fs::read_to_string("/proc/thread-self/net/udp") {
+        Ok(sockets) => is_served(&sockets),
+        Err(error) => {
+            log::warn!("whether the pod's network has a name server is not known: {error}");
+            false
+        }
+    }
+}
+
+/// A socket that is connected to the namespace's name server; it does not block.
 ///
 /// docker's listens on a port of its choice, to which the namespace's own rules lead what is sent to the usual one.
-pub async fn name_server(namespace: &Arc<Namespace>) -> Result<Option<UdpSocket>, NetworkError> {
-    let find = || {
-        // The thread's own, as it alone has entered the namespace.
-        let sockets = std::fs::read_to_string("/proc/thread-self/net/udp")?;
-        if !is_served(&sockets) {
-            return Ok(None);
-        }
+pub async fn name_server(namespace: &Arc<Namespace>) -> Result<UdpSocket, NetworkError> {
+    let connect = || {
         let socket = UdpSocket::bind(("127.0.0.1", 0))?;
         socket.connect((ADDRESS, PORT))?;
         socket.set_nonblocking(true)?;
-        Ok(Some(socket))
+        Ok(socket)
     };
-    namespace.run(move |_| find().map_err(failed)).await
+    namespace.run(move |_| connect().map_err(failed)).await
 }
 
 /// A connection to the namespace's name server; it does not block.
@@ -41,7 +48,7 @@ pub async fn name_server_stream(namespace: &Arc<Namespace>) -> Result<TcpStream,
 }
 
 fn failed(source: io::Error) -> NetworkError {
-    NetworkError::Namespace { what: "find a name server in it".to_owned(), source }
+    NetworkError::Namespace { what: "connect to the name server in it".to_owned(), source }
 }
 
 /// Whether a socket of the kernel's table is bound to the address. Addresses are there as numbers in the machine's order.
@@ -75,13 +82,14 @@ mod tests {
             return;
         }
         let namespace = Arc::new(Namespace::fresh().await.unwrap());
-        assert!(name_server(&namespace).await.unwrap().is_none());
+        assert!(!namespace.run(|_| Ok(is_there())).await.unwrap());
         let serve = || {
             UdpSocket::bind((ADDRESS, PORT))
                 .map_err(|source| NetworkError::Namespace { what: String::new(), source })
         };
         let server = namespace.run(move |_| serve()).await.unwrap();
-        let socket = name_server(&namespace).await.unwrap().unwrap();
+        assert!(namespace.run(|_| Ok(is_there())).await.unwrap());
+        let socket = name_server(&namespace).await.unwrap();
         socket.send(b"a question").unwrap();
         let mut buffer = [0; 64];
         let (length, asker) = server.recv_from(&mut buffer).unwrap();

@@ -64,7 +64,7 @@ fn run<F: Future<Output = ()>>(test: F) {
 fn the_guest_is_in_the_interfaces_place() {
     run(async {
         let (mut pod, world) = pod().await;
-        let (devices, description) = pod.settle().await.unwrap();
+        let Look { devices, description, .. } = pod.settle().await.unwrap();
         assert_eq!(devices.len(), 1);
         let config = &devices[0].config;
         assert_eq!((config.name.as_str(), config.mac, config.mtu), ("net0", [2, 0, 0, 0, 0, 1], 1400));
@@ -76,7 +76,7 @@ fn the_guest_is_in_the_interfaces_place() {
             description.routes.iter().map(|route| (route.prefix_length, &route.gateway[..])).collect();
         assert_eq!(routes, [(0, &[10, 4, 0, 1][..]), (24, &[])]);
         // Nothing is new when nothing has changed, and our own tap is no interface.
-        let (none, same) = pod.settle().await.unwrap();
+        let Look { devices: none, description: same, .. } = pod.settle().await.unwrap();
         assert!(none.is_empty());
         assert_eq!(same, description);
 
@@ -147,7 +147,7 @@ fn nothing_is_left_in_the_namespace() {
             Ok(links.lines().map(|line| line.split(": ").nth(1).unwrap().to_owned()).collect::<Vec<_>>())
         };
         let before = pod.namespace().run(names).await.unwrap();
-        let (devices, _) = pod.settle().await.unwrap();
+        let Look { devices, .. } = pod.settle().await.unwrap();
         assert!(pod.namespace().run(names).await.unwrap().contains(&"hull0".to_owned()));
         // The monitor is gone, then the redirections go.
         drop(devices);
@@ -163,9 +163,9 @@ fn nothing_is_left_in_the_namespace() {
 fn an_interface_that_comes_again_gets_its_tap_back() {
     run(async {
         let (mut pod, _world) = pod().await;
-        let (_devices, first) = pod.settle().await.unwrap();
+        let Look { devices: _devices, description: first, .. } = pod.settle().await.unwrap();
         inside(&pod, &["link del eth0"]).await;
-        let (devices, description) = pod.settle().await.unwrap();
+        let Look { devices, description, .. } = pod.settle().await.unwrap();
         assert!(devices.is_empty() && description.interfaces.is_empty());
         inside(
             &pod,
@@ -177,12 +177,12 @@ fn an_interface_that_comes_again_gets_its_tap_back() {
         .await;
         inside(&pod, &["addr add 10.4.0.2/24 dev eth0", "route add default via 10.4.0.1"]).await;
         // The other end is down: only its carrier is missing.
-        let (devices, description) = pod.settle().await.unwrap();
+        let Look { devices, description, .. } = pod.settle().await.unwrap();
         assert!(devices.is_empty());
         assert_eq!(description.interfaces[0].addresses, first.interfaces[0].addresses);
         // A further interface gets a further device.
         inside(&pod, &["link set other up"]).await;
-        let (devices, description) = pod.settle().await.unwrap();
+        let Look { devices, description, .. } = pod.settle().await.unwrap();
         assert_eq!(devices.len(), 1);
         assert_eq!(devices[0].config.name, "net1");
         assert_eq!(description.interfaces.len(), 2);

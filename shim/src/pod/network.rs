@@ -13,7 +13,7 @@ use super::hotplug::PlugError;
 use super::resolver::Resolver;
 use super::{Agent, Monitor, StartError};
 use crate::io::Streams;
-use crate::network::{NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
+use crate::network::{Look, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 
 /// Changes come in crowds: so long is waited for the rest of one. Also the shortest time between two looks.
 const CROWD: Duration = Duration::from_millis(100);
@@ -106,7 +106,7 @@ impl Keeping {
     }
 
     async fn settle(&mut self) -> Result<(), StartError> {
-        let (devices, description) = self.settled.network.settle().await?;
+        let Look { devices, description, has_name_server } = self.settled.network.settle().await?;
         for device in devices {
             let mac = device.config.mac;
             if let Err(error) = self.plug(device).await {
@@ -119,17 +119,19 @@ impl Keeping {
             self.agent.configure_network(&description).await?;
             self.settled.told = description;
         }
-        self.serve_names().await;
+        if has_name_server {
+            self.serve_names().await;
+        }
         Ok(())
     }
 
-    /// Begins to pass on questions where there is somebody to ask. A container is worth having without.
+    /// Begins to pass on questions. A container is worth having without.
     async fn serve_names(&mut self) {
         if self.resolver.as_ref().is_some_and(Resolver::is_serving) {
             return;
         }
         match Resolver::start(self.settled.network.namespace(), &self.streams).await {
-            Ok(started) => self.resolver = started,
+            Ok(started) => self.resolver = Some(started),
             Err(error) => log::warn!("the name server of the pod's network cannot be asked: {error}"),
         }
     }

@@ -36,18 +36,17 @@ pub enum ResolverError {
 pub struct Resolver(JoinHandle<()>);
 
 impl Resolver {
-    /// Starts it if the namespace has a name server.
-    pub async fn start(namespace: &Arc<Namespace>, streams: &Streams) -> Result<Option<Self>, ResolverError> {
-        let Some(socket) = name_server(namespace).await? else { return Ok(None) };
-        let socket = UdpSocket::from_std(socket).map_err(ResolverError::Socket)?;
+    /// Starts it in a namespace that has a name server.
+    pub async fn start(namespace: &Arc<Namespace>, streams: &Streams) -> Result<Self, ResolverError> {
+        let socket = UdpSocket::from_std(name_server(namespace).await?).map_err(ResolverError::Socket)?;
         let guest = streams.resolver().await?;
         let namespace = Arc::clone(namespace);
         log::info!("names are asked of the network's own server");
-        Ok(Some(Self(tokio::spawn(async move {
+        Ok(Self(tokio::spawn(async move {
             if let Err(error) = pass_on(guest, &socket, &namespace).await {
                 log::info!("the network's name server is asked no more: {error}");
             }
-        }))))
+        })))
     }
 
     /// Whether it goes on.
@@ -186,7 +185,7 @@ mod tests {
         }
         let namespace = Arc::new(Namespace::fresh().await.unwrap());
         server(&namespace, 1000).await;
-        let socket = UdpSocket::from_std(name_server(&namespace).await.unwrap().unwrap()).unwrap();
+        let socket = UdpSocket::from_std(name_server(&namespace).await.unwrap()).unwrap();
         let (guest, mut agent) = UnixStream::pair().unwrap();
         let passing = tokio::spawn(async move { pass_on(guest, &socket, &namespace).await });
         for round in 0..3 {

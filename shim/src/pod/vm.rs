@@ -31,7 +31,7 @@ use super::{
 use crate::cgroup::CgroupRecord;
 use crate::config::{Config, DebugConsole, FreeMemory};
 use crate::io::Streams;
-use crate::network::{Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
+use crate::network::{Look, Namespace, NetworkDevice, NetworkError, NetworkRecord, PodNetwork};
 use crate::record::BootRecord;
 use crate::spec::VmShape;
 use crate::undo::{Undo, UndoError, remove_file};
@@ -415,7 +415,7 @@ async fn join(
 ) -> Result<(Settled, Vec<NetworkDevice>), NetworkError> {
     let namespace = Arc::clone(network.namespace());
     undo.push("the pod's network", network.redirections().remove(namespace));
-    let (devices, told) = network.settle().await?;
+    let Look { devices, description: told, .. } = network.settle().await?;
     Ok((Settled { network, told }, devices))
 }
 
