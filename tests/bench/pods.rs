@@ -138,7 +138,7 @@ fn measure(containerd: &Containerd, side: &Side, size: Size) -> Measured {
     // The first reads its programs from the disk.
     life(containerd, side, "first");
     let alone = costs(containerd, side, size);
-    let names: Vec<String> = (0..size.running).map(|number| format!("other-{number}")).collect();
+    let names: Vec<String> = (0..size.running).map(|number| format!("other-{number:03}")).collect();
     let available = available_kib();
     for name in &names {
         run(containerd, side, &["-d", "--memory-limit", LIMIT], name, &["sleep", "100000"]);
@@ -202,7 +202,8 @@ fn in_a_minute(containerd: &Containerd, side: &Side, at_once: usize, all: usize)
                 while let number = next.fetch_add(1, Ordering::SeqCst)
                     && number < all
                 {
-                    let took = life(containerd, side, &format!("life-{number}"));
+                    // None is the beginning of another: runsc would not know which is meant.
+                    let took = life(containerd, side, &format!("life-{number:03}"));
                     lives.lock().unwrap().push(took);
                 }
             });
