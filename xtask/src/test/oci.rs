@@ -30,9 +30,8 @@ pub fn tables() -> Result<ExitCode, Error> {
     fixtures()?;
     let (place, checker, docs) = (Place::find()?, checker()?, root().join("docs"));
     for (test, filter) in [("oci", "table::"), ("e2e", "hostile::what")] {
-        let mut host = place.host_with(&["--share", &docs.to_string_lossy()], 1200, "5000");
+        let mut host = place.beside_a_registry(&["--share", &docs.to_string_lossy()], 1200, "5000");
         host.env("HULL_CHECKER", &checker).env("HULL_WRITE_TABLES", &docs);
-        host.arg(root().join("tests/fixtures/registry")).args(["all", "--"]);
         run(host.arg(executable("tests", test)?).args(["--test-threads", "1", "--nocapture", filter]))?;
     }
     Ok(ExitCode::SUCCESS)
