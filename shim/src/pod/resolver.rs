@@ -89,21 +89,21 @@ async fn questions(
                 while asking.try_join_next().is_some() {}
                 // The agent has no more of them; a guest that has is not answered.
                 if asking.len() < CONNECTIONS_MAX {
-                    let (namespace, answered) = (Arc::clone(namespace), answered.clone());
-                    asking.spawn(async move {
-                        match timeout(DEADLINE, ask(&namespace, &question)).await {
-                            Ok(Ok(answer)) => drop(answered.send(answer).await),
-                            Ok(Err(error)) => {
-                                log::debug!("the network's name server does not answer: {error}");
-                            }
-                            Err(_elapsed) => log::debug!("the network's name server is silent"),
-                        }
-                    });
+                    asking.spawn(pass_on_long(Arc::clone(namespace), question, answered.clone()));
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Passes one question on over a connection, and its answer, if there is one in time.
+async fn pass_on_long(namespace: Arc<Namespace>, question: Vec<u8>, answered: mpsc::Sender<Vec<u8>>) {
+    match timeout(DEADLINE, ask(&namespace, &question)).await {
+        Ok(Ok(answer)) => drop(answered.send(answer).await),
+        Ok(Err(error)) => log::debug!("the network's name server does not answer: {error}"),
+        Err(_elapsed) => log::debug!("the network's name server is silent"),
+    }
 }
 
 /// Asks one question over a connection of its own.
