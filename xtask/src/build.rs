@@ -48,6 +48,7 @@ pub fn all() -> Result<(), Error> {
 
 fn binaries() -> Result<(), Error> {
     say("building hull, the shim, the monitor and the agent");
+    let mut builds = Vec::new();
     for profile in ["monitor", "small"] {
         let mut statics = cargo();
         let mut flags = ["-C", "target-feature=+crt-static"].map(str::to_owned).to_vec();
@@ -63,10 +64,13 @@ fn binaries() -> Result<(), Error> {
         for part in STATIC.iter().filter(|part| part.profile == profile) {
             statics.args(["--package", part.package]);
         }
-        run(&mut statics)?;
+        builds.push(statics);
     }
     // Looking up a registry's host name needs the system's resolver, hence its C library.
-    run(cargo().args(["build", "--release", "--package", "hull-cli"]))?;
+    let mut hull = cargo();
+    hull.args(["build", "--release", "--package", "hull-cli"]);
+    builds.push(hull);
+    at_once(builds)?;
     let release = target().join("release");
     for Static { binary, profile, .. } in STATIC {
         let (built, shipped) = (target().join(TARGET).join(profile).join(binary), release.join(binary));
@@ -75,6 +79,20 @@ fn binaries() -> Result<(), Error> {
         at(&shipped, fs::rename(&fresh, &shipped))?;
     }
     Ok(())
+}
+
+/// Runs builds beside one another: to optimize a whole program takes one processor, and a profile's folder is its own.
+fn at_once(builds: Vec<Command>) -> Result<(), Error> {
+    std::thread::scope(|scope| {
+        let builds: Vec<_> = builds
+            .into_iter()
+            // Progress bars would overwrite one another.
+            .map(|mut build| scope.spawn(move || run(build.env("CARGO_TERM_PROGRESS_WHEN", "never"))))
+            .collect();
+        builds.into_iter().try_for_each(|build| {
+            build.join().unwrap_or_else(|_| Err(Error::Other("a build cannot be waited for".to_owned())))
+        })
+    })
 }
 
 /// Whether the C library that is linked in can apply relocations to itself that take a twentieth of the room: from 2.36 on.

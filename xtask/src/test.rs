@@ -6,6 +6,7 @@
 mod engines;
 mod jobs;
 pub mod oci;
+mod programs;
 mod runner;
 pub mod soak;
 
@@ -16,14 +17,13 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::ValueEnum;
 
 use crate::packages;
-use crate::shell::{Error, cargo, output, root, run, say};
+use crate::shell::{Error, cargo, root, run, say};
 use crate::{build, run as container};
 use engines::Engines;
 use jobs::{Hosts, Job, Shown, names_of};
+use programs::Programs;
 use runner::{Count, watch};
 
-/// How long one module of the end-to-end tests may take: several times what the longest needs.
-const E2E_SECONDS: u32 = 1500;
 /// How often a test is tried where the host is emulated.
 const EMULATED_ATTEMPTS: u32 = 3;
 
@@ -44,6 +44,8 @@ pub enum Layer {
 pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
     let wanted = |layer| only.is_empty() || only.contains(&layer);
     packages::install(&[])?;
+    // While cargo has the processors.
+    let fetching = wanted(Layer::E2e).then(|| std::thread::spawn(fetch));
     if wanted(Layer::Lint) {
         lint()?;
     }
@@ -63,12 +65,13 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
         ]))?;
     }
     let (mut jobs, mut left_out) = (Vec::new(), Vec::new());
-    let place = Place::find()?;
+    let (place, programs) = (Place::find()?, Programs::of_tests()?);
     if wanted(Layer::Host) {
-        jobs.extend(host_jobs(place)?);
+        jobs.extend(host_jobs(place, &programs)?);
     }
-    if wanted(Layer::E2e) {
-        let (end_to_end, without) = end_to_end_jobs(place, filter)?;
+    if let Some(fetching) = fetching {
+        let _ = fetching.join();
+        let (end_to_end, without) = end_to_end_jobs(place, &programs, filter)?;
         jobs.extend(end_to_end);
         left_out = without;
     }
@@ -174,7 +177,7 @@ impl Place {
 
 /// The test host's own test; the agent's tests once more, where the limits are real: a machine whose cgroups are of
 /// version 1 has none; and the shim's unit tests that need a real guest.
-fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
+fn host_jobs(place: Place, programs: &Programs) -> Result<Vec<Job>, Error> {
     let mut jobs = vec![Job::script("the test host", || Command::new(root().join("tests/host/selftest")))];
     for name in [
         "deadlines",
@@ -192,7 +195,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
         "seccomp",
         "streams",
     ] {
-        let binary = executable("agent", name)?;
+        let binary = programs.path("agent", name)?;
         let names = names_of(&binary, None)?;
         jobs.push(Job::tests(&format!("agent: {name}"), names, move |names| {
             let mut host = place.host(600, "2048");
@@ -200,8 +203,8 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
             host
         }));
     }
-    jobs.push(oci::job(place)?);
-    let tests = library_tests("shim", "hull_shim")?;
+    jobs.push(oci::job(place, programs)?);
+    let tests = programs.path("shim", "hull_shim")?;
     let names = [
         "hotplug::tests::a_disk_comes_and_goes",
         "hotplug::tests::shared_files_come_and_go",
@@ -217,7 +220,7 @@ fn host_jobs(place: Place) -> Result<Vec<Job>, Error> {
         with_vhost(place, with_artifacts(&mut host)).arg(&tests).args(["--ignored", "--exact"]).args(names);
         host
     }));
-    let tests = library_tests("vmm", "hull_vmm")?;
+    let tests = programs.path("vmm", "hull_vmm")?;
     let names = names_of(&tests, Some("virtio::net::tests::vhost"))?;
     jobs.push(Job::tests("interfaces that the kernel serves", names, move |names| {
         let mut host = place.host(300, "2048");
@@ -255,9 +258,13 @@ fn with_vhost(place: Place, host: &mut Command) -> &mut Command {
 
 /// Each module of the end-to-end tests, with each of the engines that it is for; and what is left out because an engine cannot be
 /// had.
-fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<String>), Error> {
+fn end_to_end_jobs(
+    place: Place,
+    programs: &Programs,
+    filter: Option<&str>,
+) -> Result<(Vec<Job>, Vec<String>), Error> {
     fixtures()?;
-    let (binary, checker) = (executable("tests", "e2e")?, oci::checker()?);
+    let (binary, checker) = (programs.path("tests", "e2e")?, oci::checker()?);
     let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for name in names_of(&binary, filter)? {
         modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
@@ -265,7 +272,7 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
     let mut engines = Engines::default();
     let mut jobs = Vec::new();
     for (module, names) in modules {
-        let (options, seconds) = special(&module);
+        let options = special(&module);
         for engine in engines.of(&module)? {
             let (binary, checker) = (binary.clone(), checker.clone());
             let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
@@ -273,7 +280,7 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
                 continue;
             }
             jobs.push(Job::tests(&format!("end to end: {module}{}", engine.title()), names, move |names| {
-                let mut host = place.beside_a_registry(options, seconds, "6144");
+                let mut host = place.beside_a_registry(options, seconds(names.len()), "6144");
                 host.env("HULL_CHECKER", &checker).envs(engine.variable());
                 host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
                 host
@@ -283,16 +290,28 @@ fn end_to_end_jobs(place: Place, filter: Option<&str>) -> Result<(Vec<Job>, Vec<
     Ok((jobs, engines.left_out))
 }
 
-/// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells; and how many seconds the
-/// module may take.
-fn special(module: &str) -> (&'static [&'static str], u32) {
+/// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells.
+fn special(module: &str) -> &'static [&'static str] {
     match module {
         // An instruction that others are better off without.
-        "processors" => (&["--cx16"], E2E_SECONDS),
-        // A processor for a VM to grow by. Hosts of two hang now and then: nobody waits long for one.
-        "resize" => (&["--cpus", "2"], 300),
-        _ => (&[], E2E_SECONDS),
+        "processors" => &["--cx16"],
+        // A processor for a VM to grow by.
+        "growth" => &["--cpus", "2"],
+        _ => &[],
     }
+}
+
+/// How long so many end-to-end tests may take: several times what they need, and little enough that `make test` ends in time
+/// although a host hangs.
+fn seconds(tests: usize) -> u32 {
+    180 + 60 * u32::try_from(tests).unwrap_or(u32::MAX / 60)
+}
+
+/// Has in the caches what the end-to-end tests need of the network. What fails is asked for again where it is needed, and told of
+/// there.
+fn fetch() {
+    let _ = fixtures();
+    Engines::default().fetch_all();
 }
 
 /// Builds the images of the tests here, where the cache is kept; the test host forgets what it writes.
@@ -300,28 +319,9 @@ fn fixtures() -> Result<(), Error> {
     run(Command::new(root().join("tests/fixtures/build")).arg("all").stdout(Stdio::null()))
 }
 
-/// Builds a test program and says where it is: there is no cargo in the test host's path. The packages and features are
-/// those of the unit tests, so that nothing is built twice.
-fn executable(folder: &str, test: &str) -> Result<String, Error> {
-    built(&["test", "--workspace", "--all-features", "--no-run", "--test", test], folder, test)
-}
-
-/// The same for a crate's unit tests.
-fn library_tests(folder: &str, name: &str) -> Result<String, Error> {
-    built(&["test", "--workspace", "--all-features", "--no-run", "--lib"], folder, name)
-}
-
 /// Runs a cargo command; finds the program `name` of the crate in `folder` among what it built.
 fn built(build: &[&str], folder: &str, name: &str) -> Result<String, Error> {
-    let messages = output(cargo().args(build).args(["--message-format", "json"]))?;
-    let manifest = format!("/{folder}/Cargo.toml");
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .filter(|message| message["manifest_path"].as_str().is_some_and(|path| path.ends_with(&manifest)))
-        .find_map(|message| message["executable"].as_str().map(str::to_owned))
-        .ok_or_else(|| Error::Other(format!("cargo did not build {name}")))
+    Programs::of(build)?.path(folder, name)
 }
 
 fn nextest() -> Result<(), Error> {
@@ -339,7 +339,8 @@ fn installed(tool: &str) -> Result<(), Error> {
         return Ok(());
     }
     say(&format!("installing {tool}"));
-    run(cargo().args(["install", "--quiet", "--locked", tool]))
+    // It runs for seconds; to optimize it takes minutes.
+    run(cargo().args(["install", "--quiet", "--locked", "--debug", tool]))
 }
 
 /// Runs one test program where we are.

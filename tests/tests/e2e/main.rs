@@ -39,6 +39,7 @@ mod detached;
 mod devices;
 mod docker;
 mod exits;
+mod growth;
 mod hostile;
 mod images;
 mod kubelet;

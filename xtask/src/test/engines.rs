@@ -106,6 +106,13 @@ impl Engines {
         }
     }
 
+    /// Fetches each that can be had.
+    pub fn fetch_all(&mut self) {
+        for suite in [Suite::Trixie, Suite::Sid, Suite::Resolute, Suite::Stonking] {
+            let _ = self.fetch(suite);
+        }
+    }
+
     /// The newest that can be had.
     fn newest(&mut self) -> Result<Suite, Error> {
         Ok(if self.fetch(Suite::Stonking)?.is_some() { Suite::Stonking } else { Suite::Sid })

@@ -3,10 +3,12 @@
 //! An emulated host has one processor (tests/host/README.md says why), so that as many run as this machine has
 //! processors. What a job prints comes out in one piece, when it is done.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use super::runner::{Count, Seen, watch};
 use crate::shell::{Error, output, say};
@@ -49,6 +51,14 @@ impl Job {
         command: impl Fn(&[String]) -> Command + Send + Sync + 'static,
     ) -> Self {
         Self { name: name.to_owned(), work: Work::Tests { names, command: Box::new(command) } }
+    }
+
+    /// How many tests it has; a script is taken to have many.
+    fn size(&self) -> usize {
+        match &self.work {
+            Work::Script(_) => usize::MAX,
+            Work::Tests { names, .. } => names.len(),
+        }
     }
 
     fn run(&self, attempts: u32, out: &mut dyn Write) -> Result<Count, Error> {
@@ -109,8 +119,10 @@ impl<W: Write> Write for Named<'_, W> {
     }
 }
 
-/// Runs all jobs to their end, whatever fails.
-pub fn run_all(hosts: Hosts, shown: Shown, jobs: Vec<Job>) -> Result<Count, Error> {
+/// Runs all jobs to their end, whatever fails: those with the most tests first, so that the last ones are short and all hosts end
+/// at about the same time.
+pub fn run_all(hosts: Hosts, shown: Shown, mut jobs: Vec<Job>) -> Result<Count, Error> {
+    jobs.sort_by_key(|job| Reverse(job.size()));
     let queue = Mutex::new(VecDeque::from(jobs));
     let total = Mutex::new(Ok(Count::default()));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -119,6 +131,7 @@ pub fn run_all(hosts: Hosts, shown: Shown, jobs: Vec<Job>) -> Result<Count, Erro
             scope.spawn(|| {
                 while let Some(job) = next() {
                     say(&format!("{}: begun", job.name));
+                    let begun = Instant::now();
                     let mut out = Vec::new();
                     let count = match shown {
                         Shown::WhenDone => job.run(hosts.attempts, &mut out),
@@ -128,7 +141,7 @@ pub fn run_all(hosts: Hosts, shown: Shown, jobs: Vec<Job>) -> Result<Count, Erro
                         }
                     };
                     let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-                    say(&format!("{}:", job.name));
+                    say(&format!("{}, in {} s:", job.name, begun.elapsed().as_secs()));
                     // Whoever reads our output may have gone.
                     let _ = std::io::stdout().write_all(&out);
                     match (count, &mut *total) {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::jobs::{Job, names_of};
-use super::{Place, built, executable, fixtures};
+use super::programs::Programs;
+use super::{Place, built, fixtures};
 use crate::shell::{Error, cargo, root, run};
 use crate::{build, packages};
 
 /// The job of `make test`.
-pub(super) fn job(place: Place) -> Result<Job, Error> {
-    let binary = executable("tests", "oci")?;
+pub(super) fn job(place: Place, programs: &Programs) -> Result<Job, Error> {
+    let binary = programs.path("tests", "oci")?;
     let checker = checker()?;
     let names = names_of(&binary, None)?;
     Ok(Job::tests("the OCI runtime-spec", names, move |names| {
@@ -29,10 +30,11 @@ pub fn tables() -> Result<ExitCode, Error> {
     build::all()?;
     fixtures()?;
     let (place, checker, docs) = (Place::find()?, checker()?, root().join("docs"));
+    let programs = Programs::of_tests()?;
     for (test, filter) in [("oci", "table::"), ("e2e", "hostile::what")] {
         let mut host = place.beside_a_registry(&["--share", &docs.to_string_lossy()], 1200, "5000");
         host.env("HULL_CHECKER", &checker).env("HULL_WRITE_TABLES", &docs);
-        run(host.arg(executable("tests", test)?).args(["--test-threads", "1", "--nocapture", filter]))?;
+        run(host.arg(programs.path("tests", test)?).args(["--test-threads", "1", "--nocapture", filter]))?;
     }
     Ok(ExitCode::SUCCESS)
 }

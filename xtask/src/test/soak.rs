@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 use clap::ValueEnum;
 
 use super::jobs::{self, Job, Shown};
-use super::{Error, Place, build, executable, fixtures, library_tests, packages, with_artifacts, with_vhost};
+use super::programs::Programs;
+use super::{Error, Place, build, fixtures, packages, with_artifacts, with_vhost};
 
 /// Containers from one agent.
 const ROUNDS: u32 = 10_000;
@@ -48,12 +49,12 @@ impl Part {
         }
     }
 
-    /// The program with that test, built.
-    fn binary(self) -> Result<String, Error> {
+    /// The program with that test.
+    fn binary(self, programs: &Programs) -> Result<String, Error> {
         match self {
-            Self::Agent => executable("agent", "rounds"),
-            Self::Guest | Self::Plug => library_tests("shim", "hull_shim"),
-            Self::Pods | Self::Execs | Self::Trues | Self::Output => executable("tests", "e2e"),
+            Self::Agent => programs.path("agent", "rounds"),
+            Self::Guest | Self::Plug => programs.path("shim", "hull_shim"),
+            Self::Pods | Self::Execs | Self::Trues | Self::Output => programs.path("tests", "e2e"),
         }
     }
 }
@@ -64,11 +65,11 @@ pub fn run(only: &[Part], percent: u32, at_once: u32) -> Result<ExitCode, Error>
     packages::install(&[])?;
     build::all()?;
     fixtures()?;
-    let place = Place::find()?;
+    let (place, programs) = (Place::find()?, Programs::of_tests()?);
     let parts = if only.is_empty() { Part::value_variants() } else { only };
     let job = |part: &Part| {
         let part = *part;
-        let binary = part.binary()?;
+        let binary = part.binary(&programs)?;
         let command = move || command(part, &binary, place, percent, at_once);
         Ok(Job::script(&format!("soak: {part:?}"), command))
     };
