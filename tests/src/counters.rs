@@ -11,18 +11,27 @@ pub struct Counters {
     /// Threads.
     pub threads: usize,
     /// Memory that only it has, and has written to, in KiB; 0 of the host. Pages of its program are not counted: they are its own
-    /// or not, as others run the same.
+    /// or not, as others run the same. Nor are a guest's.
     pub written_kib: u64,
+    /// The same of a monitor's guest, whose memory is what is left out of core dumps.
+    pub guest_kib: u64,
 }
 
 impl Counters {
     /// Of a process.
     pub fn of(pid: u32) -> Self {
         let count = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).unwrap().count();
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-        let written = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
-        let written_kib = written.trim().trim_end_matches(" kB").parse().unwrap();
-        Self { descriptors: count("fd"), threads: count("task"), written_kib }
+        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let (mut written_kib, mut guest_kib, mut this) = (0, 0, 0);
+        for line in smaps.lines() {
+            if let Some(kib) = line.strip_prefix("Private_Dirty:") {
+                this = kib.trim().trim_end_matches(" kB").parse().unwrap();
+            } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+                let guests = flags.split_whitespace().any(|flag| flag == "dd");
+                *(if guests { &mut guest_kib } else { &mut written_kib }) += this;
+            }
+        }
+        Self { descriptors: count("fd"), threads: count("task"), written_kib, guest_kib }
     }
 
     /// Of the whole host: open files and tasks.
@@ -32,13 +41,17 @@ impl Counters {
             text.split([' ', '\t', '/']).nth(word).unwrap().trim().parse::<usize>().unwrap()
         };
         let (descriptors, threads) = (first("/proc/sys/fs/file-nr", 0), first("/proc/loadavg", 4));
-        Self { descriptors, threads, written_kib: 0 }
+        Self { descriptors, threads, written_kib: 0, guest_kib: 0 }
     }
 }
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { descriptors, threads, written_kib } = self;
-        write!(f, "{descriptors} descriptors, {threads} threads, {written_kib} KiB written")
+        let Self { descriptors, threads, written_kib, guest_kib } = self;
+        write!(f, "{descriptors} descriptors, {threads} threads, {written_kib} KiB written")?;
+        if *guest_kib > 0 {
+            write!(f, ", {guest_kib} by the guest")?;
+        }
+        Ok(())
     }
 }

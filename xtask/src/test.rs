@@ -272,15 +272,17 @@ fn end_to_end_jobs(
     let mut engines = Engines::default();
     let mut jobs = Vec::new();
     for (module, names) in modules {
-        let options = special(&module);
         for engine in engines.of(&module)? {
             let (binary, checker) = (binary.clone(), checker.clone());
             let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
             if names.is_empty() {
                 continue;
             }
-            jobs.push(Job::tests(&format!("end to end: {module}{}", engine.title()), names, move |names| {
-                let mut host = place.beside_a_registry(options, seconds(names.len()), "6144");
+            let title = format!("end to end: {module}{}", engine.title());
+            let module = module.clone();
+            jobs.push(Job::tests(&title, names, move |names| {
+                let (options, seconds) = special(&module, names.len());
+                let mut host = place.beside_a_registry(options, seconds, "6144");
                 host.env("HULL_CHECKER", &checker).envs(engine.variable());
                 host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
                 host
@@ -290,21 +292,18 @@ fn end_to_end_jobs(
     Ok((jobs, engines.left_out))
 }
 
-/// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells.
-fn special(module: &str) -> &'static [&'static str] {
+/// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells; and how many seconds
+/// so many of its tests may take: several times what they need, and little enough that `make test` ends in time although a host
+/// hangs.
+fn special(module: &str, tests: usize) -> (&'static [&'static str], u32) {
+    let seconds = 300 + 60 * u32::try_from(tests).unwrap_or(u32::MAX / 120);
     match module {
         // An instruction that others are better off without.
-        "processors" => &["--cx16"],
-        // A processor for a VM to grow by.
-        "growth" => &["--cpus", "2"],
-        _ => &[],
+        "processors" => (&["--cx16"], seconds),
+        // A processor for a VM to grow by. Hosts of two hang now and then: nobody waits long for one.
+        "growth" => (&["--cpus", "2"], seconds / 2),
+        _ => (&[], seconds),
     }
-}
-
-/// How long so many end-to-end tests may take: several times what they need, and little enough that `make test` ends in time
-/// although a host hangs.
-fn seconds(tests: usize) -> u32 {
-    180 + 60 * u32::try_from(tests).unwrap_or(u32::MAX / 60)
 }
 
 /// Has in the caches what the end-to-end tests need of the network. What fails is asked for again where it is needed, and told of
