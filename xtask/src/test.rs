@@ -272,6 +272,12 @@ fn end_to_end_jobs(
     let mut engines = Engines::default();
     let mut jobs = Vec::new();
     for (module, names) in modules {
+        if module == "growth" && place == Place::Emulated && filter.is_none() {
+            engines
+                .left_out
+                .push("growth: two emulated processors hang now and then; FILTER=growth runs it".to_owned());
+            continue;
+        }
         for engine in engines.of(&module)? {
             let (binary, checker) = (binary.clone(), checker.clone());
             let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
