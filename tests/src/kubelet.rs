@@ -131,8 +131,20 @@ impl<'a> Pod<'a> {
     }
 
     /// Creates and starts a container.
+    #[track_caller]
     pub fn container(&self, name: &str, attempt: u32, script: &str, mounts: &[Mount]) -> String {
-        self.container_with(name, script, |config| {
+        self.attempt(name, attempt, script, mounts).unwrap_or_else(|error| panic!("{name}: {error:?}"))
+    }
+
+    /// The same, where it may be refused.
+    pub fn attempt(
+        &self,
+        name: &str,
+        attempt: u32,
+        script: &str,
+        mounts: &[Mount],
+    ) -> Result<String, Refused> {
+        self.try_container(name, script, |config| {
             config.metadata.mut_or_insert_default().attempt = attempt;
             config.log_path = format!("{name}-{attempt}.log");
             config.mounts = mounts.to_vec();

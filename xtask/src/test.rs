@@ -64,18 +64,19 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
             "--no-fail-fast",
         ]))?;
     }
-    let (mut jobs, mut left_out) = (Vec::new(), Vec::new());
-    let (place, programs) = (Place::find()?, Programs::of_tests()?);
-    if wanted(Layer::Host) {
-        jobs.extend(host_jobs(place, &programs)?);
-    }
-    if let Some(fetching) = fetching {
-        let _ = fetching.join();
-        let (end_to_end, without) = end_to_end_jobs(place, &programs, filter)?;
-        jobs.extend(end_to_end);
-        left_out = without;
-    }
-    if !jobs.is_empty() {
+    let mut left_out = Vec::new();
+    if wanted(Layer::Host) || wanted(Layer::E2e) {
+        let (place, programs) = (Place::find()?, Programs::of_tests()?);
+        let mut jobs = Vec::new();
+        if wanted(Layer::Host) {
+            jobs.extend(host_jobs(place, &programs)?);
+        }
+        if let Some(fetching) = fetching {
+            let _ = fetching.join();
+            let (end_to_end, without) = end_to_end_jobs(place, &programs, filter)?;
+            jobs.extend(end_to_end);
+            left_out = without;
+        }
         say("what needs a Linux guest or every cgroup controller, each part in a host of its own");
         total += jobs::run_all(place.hosts(), Shown::WhenDone, jobs)?;
     }

@@ -169,13 +169,8 @@ fn use_pod(pod: &Pod<'_>, name: &str, times: &Times) {
 /// too late is told of.
 fn container(pod: &Pod<'_>, name: &str) -> (String, String) {
     for attempt in 0..ATTEMPTS {
-        let log = format!("{name}-{attempt}.log");
-        let made = pod.try_container(name, "echo begun; exec sleep 1000", |config| {
-            config.metadata.mut_or_insert_default().attempt = attempt;
-            config.log_path.clone_from(&log);
-        });
-        match made {
-            Ok(id) => return (id, log),
+        match pod.attempt(name, attempt, "echo begun; exec sleep 1000", &[]) {
+            Ok(id) => return (id, format!("{name}-{attempt}.log")),
             Err(late) if late.code == DEADLINE_EXCEEDED => println!("{name}: once more: {}", late.message),
             Err(refused) => panic!("{name}: {refused:?}"),
         }
