@@ -144,6 +144,7 @@ fn measure(containerd: &Containerd, side: &Side, size: Size) -> Measured {
         run(containerd, side, &["-d", "--memory-limit", LIMIT], name, &["sleep", "100000"]);
     }
     let taken_kib = available.saturating_sub(available_kib()) / names.len() as u64;
+    println!("{}: {taken_kib} KiB less for each of {} that run on", side.name, names.len());
     let pss_kib = (side.name == HULL.name).then(|| pss_kib(containerd, &names));
     let beside = costs(containerd, side, size);
     for name in &names {
@@ -175,7 +176,11 @@ fn costs(containerd: &Containerd, side: &Side, size: Size) -> Costs {
     let costs = Costs { a_minute, life: median(lives), exec: exec(containerd, side, size), ready };
     let rates = costs.a_minute.map(|rate| format!("{rate:.1}")).join(", ");
     let [life, exec] = [costs.life, costs.exec].map(millis);
-    println!("{}: {rates} in a minute, {AT_ONCE:?} at a time; `ctr run` {life}, exec {exec}", side.name);
+    let ready = costs.ready.map(|ready| format!(", ready {}", millis(ready))).unwrap_or_default();
+    println!(
+        "{}: {rates} in a minute, {AT_ONCE:?} at a time; `ctr run` {life}, exec {exec}{ready}",
+        side.name
+    );
     costs
 }
 

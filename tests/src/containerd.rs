@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::hull::{Said, binaries, finished, image, said};
 use crate::leaks::Snapshot;
-use crate::{PATIENCE, eventually};
+use crate::{PATIENCE, eventually, served};
 
 /// Hull's name among containerd's runtimes.
 pub const RUNTIME: &str = "io.containerd.hull.v2";
@@ -223,6 +223,7 @@ impl Containerd {
             .spawn()
             .unwrap();
         self.daemon = Some(daemon);
+        served(&self.socket());
         eventually("containerd answers", || {
             (self.ctr(["version"]).output().unwrap().status.success()).then_some(())
         });

@@ -11,9 +11,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::eventually;
 use crate::hull::{Said, binaries, finished, image, said};
 use crate::leaks::Snapshot;
+use crate::{eventually, served};
 
 /// The image that is loaded, the smallest fixture.
 pub const IMAGE: &str = "box:latest";
@@ -58,6 +58,7 @@ impl Docker {
             .spawn()
             .unwrap();
         let mut docker = Self { folder, daemon, before: None };
+        served(&docker.file("docker.sock"));
         eventually("dockerd answers", || docker.run(["version"]).code.eq(&0).then_some(()));
         docker.load();
         let nowhere = docker.file("nowhere");

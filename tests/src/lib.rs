@@ -24,6 +24,8 @@ pub mod peers;
 pub mod streaming;
 pub mod terminal;
 
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long something may take on an emulated host before it counts as never.
@@ -40,4 +42,10 @@ pub fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         // The outside world has no event to wait for: another process's file, another process's end.
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits until somebody serves this socket. It costs nearly nothing, unlike to start a client again and again on the processor
+/// that the server begins on.
+pub fn served(socket: &Path) {
+    eventually(&format!("{} is served", socket.display()), || UnixStream::connect(socket).ok());
 }

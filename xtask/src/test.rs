@@ -3,6 +3,7 @@
 //! Unit tests, devices against their driver in memory, and micro-guests on `/dev/kvm` run where we are. What needs a
 //! Linux guest runs in the test host, or here when this machine's KVM can.
 
+mod end_to_end;
 mod engines;
 mod jobs;
 pub mod oci;
@@ -10,7 +11,6 @@ mod programs;
 mod runner;
 pub mod soak;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -73,7 +73,7 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
         }
         if let Some(fetching) = fetching {
             let _ = fetching.join();
-            let (end_to_end, without) = end_to_end_jobs(place, &programs, filter)?;
+            let (end_to_end, without) = end_to_end::jobs(place, &programs, filter)?;
             jobs.extend(end_to_end);
             left_out = without;
         }
@@ -255,62 +255,6 @@ fn with_vhost(place: Place, host: &mut Command) -> &mut Command {
         Place::Emulated => "modprobe vhost_net; test -c /dev/vhost-net",
     };
     host.args(["sh", "-ec", &format!("{load}; exec \"$@\""), "sh"])
-}
-
-/// Each module of the end-to-end tests, with each of the engines that it is for; and what is left out because an engine cannot be
-/// had.
-fn end_to_end_jobs(
-    place: Place,
-    programs: &Programs,
-    filter: Option<&str>,
-) -> Result<(Vec<Job>, Vec<String>), Error> {
-    fixtures()?;
-    let (binary, checker) = (programs.path("tests", "e2e")?, oci::checker()?);
-    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for name in names_of(&binary, filter)? {
-        modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
-    }
-    let mut engines = Engines::default();
-    let mut jobs = Vec::new();
-    for (module, names) in modules {
-        if module == "growth" && place == Place::Emulated && filter.is_none() {
-            engines
-                .left_out
-                .push("growth: two emulated processors hang now and then; FILTER=growth runs it".to_owned());
-            continue;
-        }
-        for engine in engines.of(&module)? {
-            let (binary, checker) = (binary.clone(), checker.clone());
-            let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
-            if names.is_empty() {
-                continue;
-            }
-            let title = format!("end to end: {module}{}", engine.title());
-            let module = module.clone();
-            jobs.push(Job::tests(&title, names, move |names| {
-                let (options, seconds) = special(&module, names.len());
-                let mut host = place.beside_a_registry(options, seconds, "6144");
-                host.env("HULL_CHECKER", &checker).envs(engine.variable());
-                host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
-                host
-            }));
-        }
-    }
-    Ok((jobs, engines.left_out))
-}
-
-/// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells; and how many seconds
-/// so many of its tests may take: several times what they need, and little enough that `make test` ends in time although a host
-/// hangs.
-fn special(module: &str, tests: usize) -> (&'static [&'static str], u32) {
-    let seconds = 300 + 60 * u32::try_from(tests).unwrap_or(u32::MAX / 120);
-    match module {
-        // An instruction that others are better off without.
-        "processors" => (&["--cx16"], seconds),
-        // A processor for a VM to grow by. Hosts of two hang now and then: nobody waits long for one.
-        "growth" => (&["--cpus", "2"], seconds / 2),
-        _ => (&[], seconds),
-    }
 }
 
 /// Has in the caches what the end-to-end tests need of the network. What fails is asked for again where it is needed, and told of

@@ -39,7 +39,7 @@ impl Suite {
 }
 
 /// An engine that tests run with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
     /// The containerd that is installed.
     Installed,
@@ -52,7 +52,7 @@ impl Engine {
     pub fn title(&self) -> String {
         match self {
             Self::Installed => String::new(),
-            Self::Fetched { suite, .. } => format!(", {}", suite.name()),
+            Self::Fetched { suite, .. } => format!(" ({})", suite.name()),
         }
     }
 
