@@ -80,10 +80,19 @@ pub fn prepare() -> Result<Environment, BootError> {
         // A kernel without a network is a pod without one.
         log::warn!("cannot bring the loopback interface up: {error}");
     }
+    rest();
     let cgroups = prepare_cgroups()?;
     let memory = Share::begin(&cgroups)?;
     let environment = Environment::prepare(Path::new("/run/hull"), cgroups, Disks::Virtio)?;
     Ok(Environment { memory, console: Console::of_kernel(), ..environment })
+}
+
+/// Ends what an idle kernel wakes up for: twice a second it looks whether its memory lies in pieces too small for large pages. Who
+/// asks for a large page still has one made.
+fn rest() {
+    if let Err(error) = fs::write("/proc/sys/vm/compaction_proactiveness", "0") {
+        log::warn!("an idle guest goes on to wake up: vm.compaction_proactiveness: {error}");
+    }
 }
 
 /// Moves the agent onto a tmpfs that becomes the root mount.
