@@ -1,5 +1,7 @@
 //! The end-to-end tests: which modules run with which engine, and which of them in a host together.
 
+use std::collections::BTreeMap;
+
 use super::engines::{Engine, Engines};
 use super::jobs::{Job, names_of};
 use super::programs::Programs;
@@ -14,6 +16,8 @@ const SOME: usize = 10;
 struct Share {
     modules: Vec<String>,
     engine: Engine,
+    /// What their host has besides, where it is emulated.
+    options: &'static [&'static str],
     names: Vec<String>,
 }
 
@@ -36,14 +40,14 @@ pub fn jobs(
         }
         for engine in engines.of(&module)? {
             let names: Vec<String> = names.iter().filter(|name| engine.runs(name)).cloned().collect();
-            share(&mut shares, Share { modules: vec![module.clone()], engine, names });
+            let options = special(&module);
+            share(&mut shares, Share { modules: vec![module.clone()], engine, options, names });
         }
     }
-    let job = |Share { modules, engine, names }: Share| {
+    let job = |Share { modules, engine, options, names }: Share| {
         let (binary, checker) = (binary.clone(), checker.clone());
         let title = format!("end to end: {}{}", modules.join(", "), engine.title());
         Job::tests(&title, names, move |names| {
-            let options = modules.iter().find_map(|module| special(module)).unwrap_or_default();
             let mut host = place.beside_a_registry(options, seconds(options, names.len()), "6144");
             host.env("HULL_CHECKER", &checker).envs(engine.variable());
             host.arg(&binary).args(["--test-threads", "1", "--exact"]).args(names);
@@ -53,38 +57,42 @@ pub fn jobs(
     Ok((shares.into_iter().map(job).collect(), engines.left_out))
 }
 
-/// Names of tests by the module that they are in, in the order of the modules.
-fn modules(mut names: Vec<String>) -> Vec<(String, Vec<String>)> {
-    names.sort_unstable();
-    let module = |name: &str| name.split("::").next().unwrap_or(name).to_owned();
-    names.chunk_by(|a, b| module(a) == module(b)).map(|names| (module(&names[0]), names.to_vec())).collect()
+/// Names of tests by the module that they are in.
+fn modules(names: Vec<String>) -> BTreeMap<String, Vec<String>> {
+    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for name in names {
+        modules.entry(name.split("::").next().unwrap_or(&name).to_owned()).or_default().push(name);
+    }
+    modules
 }
 
-/// Adds what is next: to a share of the same engine's where both are small, for a host's boot takes as long as a test.
+/// Adds what is next: to a share with the same engine and options where both are small, for a host's boot takes as long as a test.
 fn share(shares: &mut Vec<Share>, next: Share) {
-    let alone = |share: &Share| share.modules.iter().any(|module| special(module).is_some());
+    if next.names.is_empty() {
+        return;
+    }
     let fits = |share: &&mut Share| {
-        share.engine == next.engine && share.names.len() + next.names.len() <= SOME && !alone(share)
+        (&share.engine, share.options) == (&next.engine, next.options)
+            && share.names.len() + next.names.len() <= SOME
     };
     match shares.iter_mut().find(fits) {
-        _ if next.names.is_empty() => {}
-        Some(share) if !alone(&next) => {
+        Some(share) => {
             share.modules.extend(next.modules);
             share.names.extend(next.names);
         }
-        _ => shares.push(next),
+        None => shares.push(next),
     }
 }
 
 /// What the host of a module has besides where it is emulated, for a reason that tests/host/README.md tells. Others are better off
 /// without it.
-fn special(module: &str) -> Option<&'static [&'static str]> {
+fn special(module: &str) -> &'static [&'static str] {
     match module {
         // An instruction.
-        "processors" => Some(&["--cx16"]),
+        "processors" => &["--cx16"],
         // A processor for a VM to grow by.
-        "growth" => Some(&["--cpus", "2"]),
-        _ => None,
+        "growth" => &["--cpus", "2"],
+        _ => &[],
     }
 }
 
@@ -105,7 +113,8 @@ mod tests {
         for &(module, suite, tests) in modules {
             let engine = Engine::Fetched { suite, variable: "DIR", folder: "/engine".into() };
             let names = (0..tests).map(|number| format!("{module}::{number}")).collect();
-            share(&mut shares, Share { modules: vec![module.to_owned()], engine, names });
+            let (modules, options) = (vec![module.to_owned()], special(module));
+            share(&mut shares, Share { modules, engine, options, names });
         }
         shares.into_iter().map(|share| (share.modules.join(" "), share.names.len())).collect()
     }
