@@ -8,7 +8,7 @@ mod input;
 mod output;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,9 +228,4 @@ impl Running {
         // A stream that does not exist has sent nothing.
         Sent { stdout: self.stdout.await.unwrap_or(0), stderr: self.stderr.await.unwrap_or(0) }
     }
-}
-
-/// Bytes that can be read from an endpoint now.
-fn pending(endpoint: &Endpoint) -> u64 {
-    crate::sys::terminal::readable_bytes(endpoint.as_fd()).unwrap_or(0)
 }

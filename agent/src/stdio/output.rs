@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{ATTACH_GRACE, Attachment, CHUNK, Connection, DRAIN_MAX, Endpoint, Phase, QUIET, pending};
+use super::{ATTACH_GRACE, Attachment, CHUNK, Connection, DRAIN_MAX, Endpoint, Phase, QUIET};
 
 /// Moves bytes until the end, then says in `drained` how many the host was sent.
 pub async fn run(
@@ -56,7 +56,7 @@ async fn attached(
         attachment = &mut attachment => return attachment.ok().map(|attachment| attachment.connection),
         () = exited => {}
     }
-    if pending(source) == 0 {
+    if source.pending().bytes == 0 {
         return None;
     }
     let abandoned = async {
@@ -81,7 +81,8 @@ async fn attached(
 
 /// What is left to do after the exit.
 struct Ending {
-    /// Bytes that were there at the exit and must be sent, however slowly the host reads.
+    /// Bytes that were there at the exit and must be sent, however slowly the host reads. So must all others, where nobody can
+    /// write any more.
     owed: u64,
     /// When to stop waiting for what others may still write.
     deadline: Instant,
@@ -122,10 +123,10 @@ impl Copy<'_> {
                 _ = phase.wait_for(|phase| *phase != Phase::Running) => {}
                 result = source.read(buffer) => return end_of(result),
             }
-            self.ending = Some(Ending { owed: pending(source), deadline: Instant::now() + DRAIN_MAX });
+            self.ending = Some(Ending { owed: source.pending().bytes, deadline: Instant::now() + DRAIN_MAX });
         }
         let ending = self.ending.as_mut()?;
-        let patience = if ending.owed > 0 {
+        let patience = if ending.owed > 0 || self.source.pending().closed {
             QUIET
         } else {
             QUIET.min(ending.deadline.checked_duration_since(Instant::now())?)
@@ -144,5 +145,40 @@ fn end_of(result: std::io::Result<usize>) -> Option<usize> {
             log::error!("reading a process's output: {error}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::sys::terminal;
+
+    #[tokio::test]
+    async fn a_terminal_is_read_to_its_end_however_slow_the_host_is() {
+        let master = File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+        let mut slave = File::from(terminal::open_slave(master.as_fd()).unwrap());
+        let source = Arc::new(Endpoint::new(master.into()).unwrap());
+        let (attached, attachment) = oneshot::channel();
+        let (phase, phases) = watch::channel(Phase::Running);
+        let (drained, count) = oneshot::channel();
+        tokio::spawn(run(source, attachment, phases, drained));
+        let (mut host, agent) = tokio::io::duplex(16);
+        attached.send(Attachment { connection: Box::new(agent), early: Vec::new() }).unwrap();
+
+        // Much more than its master tells of.
+        let written = [b'x'; 9_000];
+        slave.write_all(&written).unwrap();
+        drop(slave);
+        phase.send(Phase::Exited).unwrap();
+        tokio::time::sleep(DRAIN_MAX + QUIET).await;
+        let mut read = Vec::new();
+        host.read_to_end(&mut read).await.unwrap();
+        assert_eq!((read.len(), count.await.unwrap()), (written.len(), 9_000));
     }
 }

@@ -48,3 +48,12 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> nix::Result<u64> {
     check(libc::c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) }))?;
     Ok(u64::try_from(count).unwrap_or(0))
 }
+
+/// Whether nobody has the other side of a pipe or terminal open. What was written to it before is readable after this: a
+/// terminal moves it with a delay otherwise.
+pub fn is_hung_up(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one structure, which outlives the call; it does not wait.
+    check(libc::c_long::from(unsafe { libc::poll(&raw mut poll, 1, 0) }))?;
+    Ok(poll.revents & libc::POLLHUP != 0)
+}
