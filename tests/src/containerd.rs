@@ -229,6 +229,11 @@ impl Containerd {
         });
     }
 
+    /// Changes what Hull's administrator has chosen, for pods that begin after this.
+    pub fn choose(&self, chosen: &str) {
+        fs::write(self.file(CHOSEN), chosen).unwrap();
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().unwrap().id()

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,7 +19,15 @@ use crate::{eventually, served};
 /// The image that is loaded, the smallest fixture.
 pub const IMAGE: &str = "box:latest";
 
-/// A docker daemon, and what the machine looked like when it had started.
+/// The daemon that a test has left as it had found it, for the next one: to start one takes longer than most tests. It ends with the
+/// host.
+static IDLE: Mutex<Option<Docker>> = Mutex::new(None);
+
+fn idle() -> MutexGuard<'static, Option<Docker>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A docker daemon, and what the machine looked like before a test of it.
 pub struct Docker {
     folder: TempDir,
     daemon: Child,
@@ -32,8 +41,15 @@ fn programs() -> PathBuf {
 }
 
 impl Docker {
-    /// Starts one.
+    /// One that has the image and no containers.
     pub fn start() -> Self {
+        let kept = idle().take();
+        let mut docker = kept.unwrap_or_else(Self::begin);
+        docker.before = Some(Snapshot::take(&docker.file("nowhere")));
+        docker
+    }
+
+    fn begin() -> Self {
         let folder = TempDir::with_prefix("hull-e2e-").unwrap();
         let file = |name: &str| folder.path().join(name);
         let configuration = json!({
@@ -57,12 +73,10 @@ impl Docker {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut docker = Self { folder, daemon, before: None };
+        let docker = Self { folder, daemon, before: None };
         served(&docker.file("docker.sock"));
         eventually("dockerd answers", || docker.run(["version"]).code.eq(&0).then_some(()));
         docker.load();
-        let nowhere = docker.file("nowhere");
-        docker.before = Some(Snapshot::take(&nowhere));
         docker
     }
 
@@ -123,11 +137,12 @@ impl Docker {
         });
     }
 
-    /// Fails unless the machine is again as it was when the daemon had started; then ends the daemon.
+    /// Fails unless the machine is again as it was before the test; then keeps the daemon for the next.
     #[track_caller]
     pub fn left_nothing(mut self) {
         let nowhere = self.file("nowhere");
         self.before.take().unwrap().assert_unchanged(&nowhere);
+        *idle() = Some(self);
     }
 }
 

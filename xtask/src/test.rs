@@ -54,15 +54,14 @@ pub fn all(only: &[Layer], filter: Option<&str>) -> Result<ExitCode, Error> {
     if wanted(Layer::Unit) {
         say("unit tests, devices, micro-guests");
         nextest()?;
-        total += count(cargo().args([
-            "nextest",
-            "run",
-            "--workspace",
-            "-E",
-            "not binary(=e2e) and not binary(=oci)",
-            "--all-features",
-            "--no-fail-fast",
-        ]))?;
+        // These wait more than they work.
+        let at_once = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+        total += count(
+            cargo()
+                .args(["nextest", "run", "--workspace", "--all-features", "--no-fail-fast"])
+                .args(["-E", "not binary(=e2e) and not binary(=oci)"])
+                .args(["--test-threads", &at_once.to_string()]),
+        )?;
     }
     let mut left_out = Vec::new();
     if wanted(Layer::Host) || wanted(Layer::E2e) {

@@ -209,10 +209,12 @@ fn limits_hold_are_changed_and_tell(containerd: Containerd) {
 
 /// No limit holds the greedy one: what runs out is the memory of the guest.
 fn memory_that_runs_out_costs_the_one_that_took_it(containerd: Containerd) {
+    // It takes a while to fill much.
+    containerd.choose("vm.memory_mib = 192\n");
     let pod = Pod::run(&containerd, "eater", NamespaceMode::CONTAINER);
     let other = pod.container("other", 0, "sleep 1000", &[]);
     // More than containers may have together, and less than the kernel refuses at once.
-    let eat = "exec dd if=/dev/zero of=/dev/null bs=460M count=1";
+    let eat = "exec dd if=/dev/zero of=/dev/null bs=145M count=1";
     for attempt in 0..2 {
         let greedy = pod.container("greedy", attempt, eat, &[]);
         assert_eq!(pod.exited(&greedy), 137, "attempt {attempt}");
