@@ -199,7 +199,7 @@ impl IoControl {
         }
     }
 
-    /// Returns once output has stood still for `pause`; what is left is then discarded.
+    /// Returns once output has stood still for `pause`; what is left is then discarded. Or when all output is at its end.
     pub async fn discard_when_stalled(self, pause: Duration) {
         self.when_stalled(pause, OutputMode::Discard).await;
     }
@@ -210,18 +210,34 @@ impl IoControl {
     }
 
     async fn when_stalled(self, pause: Duration, then: OutputMode) {
+        tokio::select! {
+            () = self.ended() => {}
+            () = self.stalled(pause) => {
+                for (_, mode) in &self.pumps {
+                    mode.send_replace(then);
+                }
+            }
+        }
+    }
+
+    /// Waits until nothing is copied out any more.
+    async fn ended(&self) {
+        for (_, mode) in &self.pumps {
+            mode.closed().await;
+        }
+    }
+
+    /// Waits until nothing has been copied out for `pause`.
+    async fn stalled(&self, pause: Duration) {
         let total = || self.pumps.iter().map(|(progress, _)| progress.load(Ordering::Relaxed)).sum::<u64>();
         let mut before = total();
         loop {
             tokio::time::sleep(pause).await;
             let now = total();
             if now == before {
-                break;
+                return;
             }
             before = now;
-        }
-        for (_, mode) in &self.pumps {
-            mode.send_replace(then);
         }
     }
 }
@@ -306,5 +322,20 @@ async fn pump_input(mut input: FifoInput, mut stream: UnixStream, mut hold: watc
             log::debug!("standard input ends: {error}");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_output_that_has_ended() {
+        let (stream, guest) = UnixStream::pair().unwrap();
+        let pump = OutputPump::start(StreamKind::Stdout, stream, Output::open(&Target::Null).unwrap());
+        let control = IoControl { stdin: None, pumps: vec![(pump.progress, pump.mode)] };
+        let waiting = tokio::spawn(control.discard_when_stalled(Duration::from_hours(1)));
+        drop(guest);
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
     }
 }
