@@ -10,10 +10,10 @@ pub struct Counters {
     pub descriptors: usize,
     /// Threads.
     pub threads: usize,
-    /// Memory that only it has, and has written to, in KiB; 0 of the host. Pages of its program are not counted: they are its own
-    /// or not, as others run the same. Nor are a guest's.
+    /// Anonymous memory: what it has allocated and written to, in KiB; 0 of the host. Pages of its program are not counted: they
+    /// are its own or not, as others run the same, and dirty until somebody has written the file back. Nor are a guest's.
     pub written_kib: u64,
-    /// The same of a monitor's guest, whose memory is what is left out of core dumps.
+    /// What a monitor's guest has written to, whose memory is what is left out of core dumps.
     pub guest_kib: u64,
 }
 
@@ -22,13 +22,19 @@ impl Counters {
     pub fn of(pid: u32) -> Self {
         let count = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).unwrap().count();
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-        let (mut written_kib, mut guest_kib, mut this) = (0, 0, 0);
+        let number = |text: &str| text.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        let (mut written_kib, mut guest_kib) = (0, 0);
+        let (mut dirty, mut anonymous) = (0, 0);
         for line in smaps.lines() {
-            if let Some(kib) = line.strip_prefix("Private_Dirty:") {
-                this = kib.trim().trim_end_matches(" kB").parse().unwrap();
-            } else if let Some(flags) = line.strip_prefix("VmFlags:") {
-                let guests = flags.split_whitespace().any(|flag| flag == "dd");
-                *(if guests { &mut guest_kib } else { &mut written_kib }) += this;
+            match line.split_once(':') {
+                Some(("Private_Dirty", kib)) => dirty = number(kib),
+                Some(("Anonymous", kib)) => anonymous = number(kib),
+                // The last of a mapping's lines.
+                Some(("VmFlags", flags)) if flags.split_whitespace().any(|flag| flag == "dd") => {
+                    guest_kib += dirty;
+                }
+                Some(("VmFlags", _)) => written_kib += anonymous,
+                _ => {}
             }
         }
         Self { descriptors: count("fd"), threads: count("task"), written_kib, guest_kib }

@@ -1,6 +1,10 @@
 //! A day of devices that come and go, one of each kind a minute, in a real guest that works meanwhile: `cargo xtask soak --only
 //! plug`, and a hundredth of it in `make test`. `HULL_SOAK` says how much, in percent. Prints what it counted.
 
+#[allow(dead_code, reason = "others use the rest")]
+#[path = "../../../../tests/src/counters.rs"]
+mod counters;
+
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -19,6 +23,7 @@ use super::*;
 use crate::config::BROKER_VARIABLE;
 use crate::network::bare_tap;
 use crate::pod::PowerOff;
+use counters::Counters;
 
 /// A round a minute, for a day.
 const ROUNDS: usize = 24 * 60;
@@ -28,8 +33,6 @@ const SLACK: u64 = 512;
 const PROGRAMS: usize = 3;
 /// How often it is looked for the least that a process holds.
 const SAMPLES: usize = 10;
-/// The least size of a mapping that is the guest's memory, in KiB.
-const RAM: u64 = 256 << 10;
 
 /// What the guest does all the time: it writes to a disk, reads what it has written from the disk and compares; and says by
 /// a shared file how often it has. Its kernel's log goes to another, with the weight of each line.
@@ -52,43 +55,17 @@ while [ ! -e /stop ]; do
 done
 "#;
 
-/// What a process holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    descriptors: usize,
-    threads: usize,
-    /// Memory that only it has and has written to, without the guest's.
-    written_kib: u64,
-}
-
-impl Held {
-    fn by(pid: u32) -> Self {
-        let count = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).unwrap().count();
-        let mut guests = false;
-        let mut written_kib = 0;
-        for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
-            let number = || line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
-            if line.starts_with("Size:") {
-                guests = number() >= RAM;
-            } else if line.starts_with("Private_Dirty:") && !guests {
-                written_kib += number();
-            }
-        }
-        Self { descriptors: count("fd"), threads: count("task"), written_kib }
+/// The least that a process holds within a moment: while the guest has shared files open, the monitor holds files of the host.
+async fn at_rest(pid: u32) -> Counters {
+    let mut least = Counters::of(pid);
+    for _ in 0..SAMPLES {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = Counters::of(pid);
+        least.descriptors = least.descriptors.min(now.descriptors);
+        least.threads = least.threads.min(now.threads);
+        least.written_kib = least.written_kib.min(now.written_kib);
     }
-
-    /// When the guest has few shared files open, for which the monitor holds files of the host.
-    async fn at_rest(pid: u32) -> Self {
-        let mut least = Self::by(pid);
-        for _ in 0..SAMPLES {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            let now = Self::by(pid);
-            least.descriptors = least.descriptors.min(now.descriptors);
-            least.threads = least.threads.min(now.threads);
-            least.written_kib = least.written_kib.min(now.written_kib);
-        }
-        least
-    }
+    least
 }
 
 fn container(name: &str) -> ContainerRequest {
@@ -224,7 +201,7 @@ fn a_day_of_devices_in_a_real_guest() {
                 continue;
             }
             let [(_, monitor), (_, shim)] = named;
-            let now = [Held::at_rest(monitor).await, Held::at_rest(shim).await];
+            let now = [at_rest(monitor).await, at_rest(shim).await];
             let (took, work) = (begun.elapsed().as_secs(), done("rounds"));
             println!("after {number} in {took} s, {} rounds of I/O: {named:?} {now:?}", work.trim());
             let first = first.get_or_insert(now);
