@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::hull::{Said, binaries, finished, image, said};
+use crate::hull::{Said, binaries, finished, image, said, scratch};
 use crate::leaks::Snapshot;
 use crate::{eventually, served};
 
@@ -50,7 +50,8 @@ impl Docker {
     }
 
     fn begin() -> Self {
-        let folder = TempDir::with_prefix("hull-e2e-").unwrap();
+        // Nobody drops the last daemon: its folder goes with those around it.
+        let folder = TempDir::with_prefix_in("d-", scratch()).unwrap();
         let file = |name: &str| folder.path().join(name);
         let configuration = json!({
             "data-root": file("data"),

@@ -35,11 +35,14 @@ pub fn image(name: &str) -> String {
     format!("{}/{name}", registry())
 }
 
+/// A folder that is removed after the last test.
+pub fn scratch() -> PathBuf {
+    std::env::var_os("HULL_TEST_SCRATCH").expect("run these tests through tests/fixtures/registry").into()
+}
+
 /// The store that tests share, so that an image is pulled once.
 pub fn shared_store() -> PathBuf {
-    let scratch =
-        std::env::var_os("HULL_TEST_SCRATCH").expect("run these tests through tests/fixtures/registry");
-    Path::new(&scratch).join("store")
+    scratch().join("store")
 }
 
 /// A place where Hull's state lives, and what the machine looked like before.
